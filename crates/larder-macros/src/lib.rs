@@ -1,0 +1,1 @@
+//! The `#[cached]` attribute of larder.

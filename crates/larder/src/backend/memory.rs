@@ -1,0 +1,7 @@
+//! stub
+/// stub
+#[derive(Debug)]
+pub struct MemoryBackend;
+/// stub
+#[derive(Debug)]
+pub struct MemoryOptions;

@@ -1,0 +1,245 @@
+//! Time, always injected: the system's, or one that a test moves.
+//!
+//! Three readings: wall clock for what is stored (it may jump), monotonic milliseconds for deadlines and
+//! L1 expiry (it never jumps), and a coarse monotonic reading for the hit path.
+
+use crate::sync::Mutex;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Never, as a time in milliseconds.
+pub const NEVER_MS: u64 = u64::MAX;
+
+/// A duration in whole milliseconds, saturating at [`NEVER_MS`]; a positive one is never rounded to 0.
+pub fn millis(duration: Duration) -> u64 {
+    let ms = u64::try_from(duration.as_millis()).unwrap_or(NEVER_MS);
+    if ms == 0 && !duration.is_zero() { 1 } else { ms }
+}
+
+/// Where a cache and its tiers read the time. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Clock(Source);
+
+#[derive(Clone, Debug, Default)]
+enum Source {
+    #[default]
+    System,
+    Manual(ManualClock),
+}
+
+impl Clock {
+    /// The system's clocks.
+    pub fn system() -> Self {
+        Clock(Source::System)
+    }
+
+    /// Milliseconds since 1970 by the wall clock. May jump in both directions.
+    pub fn wall_ms(&self) -> u64 {
+        match &self.0 {
+            Source::System => {
+                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| millis(elapsed))
+            }
+            Source::Manual(manual) => manual.0.lock().wall_ms,
+        }
+    }
+
+    /// Milliseconds of a monotonic clock that never jumps; at least 1.
+    pub fn mono_ms(&self) -> u64 {
+        match &self.0 {
+            Source::System => 1 + millis(process_start().elapsed()),
+            Source::Manual(manual) => manual.0.lock().mono_ms,
+        }
+    }
+
+    /// [`mono_ms`](Self::mono_ms), up to one scheduler tick (1 to 4 ms) late: a third of the cost.
+    #[inline]
+    pub fn coarse_ms(&self) -> u64 {
+        match &self.0 {
+            Source::System => coarse_ms(),
+            Source::Manual(manual) => manual.0.lock().mono_ms,
+        }
+    }
+
+    /// Waits for `duration` of monotonic time.
+    ///
+    /// # Cancellation
+    /// Dropping the future leaves nothing behind.
+    pub fn sleep(&self, duration: Duration) -> Sleep {
+        Sleep(match &self.0 {
+            Source::System => SleepSource::System(crate::runtime::sleep(duration)),
+            Source::Manual(manual) => {
+                let mut state = manual.0.lock();
+                state.next_sleeper += 1;
+                let wake_at = state.mono_ms.saturating_add(millis(duration));
+                SleepSource::Manual { clock: manual.clone(), id: (wake_at, state.next_sleeper) }
+            }
+        })
+    }
+}
+
+impl From<ManualClock> for Clock {
+    fn from(manual: ManualClock) -> Self {
+        Clock(Source::Manual(manual))
+    }
+}
+
+fn process_start() -> Instant {
+    static START: OnceLock<Instant> = OnceLock::new();
+    *START.get_or_init(Instant::now)
+}
+
+#[cfg(target_os = "linux")]
+#[inline]
+fn coarse_ms() -> u64 {
+    // Both clocks count from the same origin, so the coarse one is converted by a constant offset.
+    static ORIGIN_MS: OnceLock<u64> = OnceLock::new();
+    let origin = *ORIGIN_MS.get_or_init(|| raw_ms(libc::CLOCK_MONOTONIC) - millis(process_start().elapsed()));
+    1 + raw_ms(libc::CLOCK_MONOTONIC_COARSE).saturating_sub(origin)
+}
+
+#[cfg(target_os = "linux")]
+#[inline]
+fn raw_ms(clock: libc::clockid_t) -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a valid timespec that outlives the call; both clock ids exist since Linux 2.6.32.
+    unsafe { libc::clock_gettime(clock, &raw mut now) };
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+}
+
+#[cfg(not(target_os = "linux"))]
+#[inline]
+fn coarse_ms() -> u64 {
+    1 + millis(process_start().elapsed())
+}
+
+/// A clock that stands still until it is told to move. Clones share the same time.
+#[derive(Clone, Debug)]
+pub struct ManualClock(Arc<Mutex<ManualState>>);
+
+#[derive(Debug)]
+struct ManualState {
+    wall_ms: u64,
+    mono_ms: u64,
+    next_sleeper: u64,
+    /// By wake-up time, then by order of arrival.
+    sleepers: BTreeMap<(u64, u64), Waker>,
+}
+
+impl ManualClock {
+    /// A clock at 2026-01-01 00:00 UTC.
+    pub fn new() -> Self {
+        ManualClock(Arc::new(Mutex::new(ManualState {
+            wall_ms: 1_767_225_600_000,
+            mono_ms: 1_000_000,
+            next_sleeper: 0,
+            sleepers: BTreeMap::new(),
+        })))
+    }
+
+    /// Moves wall and monotonic time and wakes whoever slept until then.
+    pub fn advance(&self, duration: Duration) {
+        let due = {
+            let mut state = self.0.lock();
+            state.wall_ms = state.wall_ms.saturating_add(millis(duration));
+            state.mono_ms = state.mono_ms.saturating_add(millis(duration));
+            let first_later = (state.mono_ms.saturating_add(1), 0);
+            let later = state.sleepers.split_off(&first_later);
+            std::mem::replace(&mut state.sleepers, later)
+        };
+        due.into_values().for_each(Waker::wake);
+    }
+
+    /// Lets the wall clock jump, as an operator or a time server would; monotonic time stands still.
+    pub fn set_wall_ms(&self, wall_ms: u64) {
+        self.0.lock().wall_ms = wall_ms;
+    }
+
+    /// How many [`Clock::sleep`] futures wait.
+    pub fn sleepers(&self) -> usize {
+        self.0.lock().sleepers.len()
+    }
+}
+
+impl Default for ManualClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The future of [`Clock::sleep`].
+#[derive(Debug)]
+pub struct Sleep(SleepSource);
+
+#[derive(Debug)]
+enum SleepSource {
+    System(Pin<Box<tokio::time::Sleep>>),
+    Manual { clock: ManualClock, id: (u64, u64) },
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.0 {
+            SleepSource::System(sleep) => sleep.as_mut().poll(cx),
+            SleepSource::Manual { clock, id } => {
+                let mut state = clock.0.lock();
+                if state.mono_ms >= id.0 {
+                    return Poll::Ready(());
+                }
+                state.sleepers.insert(*id, cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let SleepSource::Manual { clock, id } = &self.0 {
+            clock.0.lock().sleepers.remove(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_saturate_and_never_round_down_to_nothing() {
+        assert_eq!(millis(Duration::MAX), NEVER_MS);
+        assert_eq!(millis(Duration::ZERO), 0);
+        assert_eq!(millis(Duration::from_nanos(1)), 1);
+    }
+
+    #[test]
+    fn coarse_and_precise_agree_within_a_tick() {
+        let clock = Clock::system();
+        let (coarse, precise) = (clock.coarse_ms(), clock.mono_ms());
+        assert!(coarse <= precise + 1 && precise - coarse.min(precise) < 1000, "{coarse} {precise}");
+    }
+
+    #[tokio::test]
+    async fn manual_sleepers_wake_in_order_and_leave_when_dropped() {
+        let manual = ManualClock::new();
+        let clock = Clock::from(manual.clone());
+        let sleeper = tokio::spawn({
+            let clock = clock.clone();
+            async move { clock.sleep(Duration::from_secs(5)).await }
+        });
+        while manual.sleepers() == 0 {
+            tokio::task::yield_now().await;
+        }
+        manual.advance(Duration::from_secs(4));
+        assert_eq!(manual.sleepers(), 1);
+        manual.advance(Duration::from_secs(1));
+        sleeper.await.unwrap();
+        assert_eq!(manual.sleepers(), 0);
+    }
+}

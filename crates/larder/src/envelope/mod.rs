@@ -1,0 +1,1 @@
+//! The border between typed values and bytes.

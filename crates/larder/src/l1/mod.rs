@@ -1,0 +1,3 @@
+//! Typed values of this process.
+
+pub(crate) mod fence;

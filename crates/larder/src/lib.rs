@@ -1,0 +1,14 @@
+//! larder: a cache toolkit.
+
+pub mod backend;
+pub mod clock;
+pub mod entry;
+pub mod envelope;
+pub mod error;
+pub mod key;
+mod l1;
+mod runtime;
+pub mod stamp;
+mod sync;
+
+pub use error::{BoxError, Error, ErrorClass, ErrorKind, Result};

@@ -1,0 +1,62 @@
+//! Where larder's own tasks run: the caller's runtime, or one of larder's where there is none.
+//!
+//! A flight must outlive the caller that started it, so it needs a runtime even when the caller polls its
+//! future outside of one. Every task that is spawned here is owned by a flight or a tier, which learns
+//! from a drop guard when a runtime that shuts down drops it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+#[cfg(not(larder_shuttle))]
+use std::sync::OnceLock;
+#[cfg(not(larder_shuttle))]
+use tokio::runtime::{Builder, Handle, Runtime};
+
+/// Larder's own runtime, for callers outside of any; started at the first use.
+#[cfg(not(larder_shuttle))]
+pub(crate) fn own() -> &'static Handle {
+    static OWN: OnceLock<Runtime> = OnceLock::new();
+    OWN.get_or_init(|| {
+        Builder::new_multi_thread()
+            // Two: enough that one blocked loader doesn't stop the timers of the others.
+            .worker_threads(2)
+            .thread_name("larder")
+            .enable_time()
+            .enable_io()
+            .build()
+            .expect("the operating system gives a process two threads")
+    })
+    .handle()
+}
+
+/// The runtime of the caller, else larder's own.
+#[cfg(not(larder_shuttle))]
+pub(crate) fn current() -> Handle {
+    Handle::try_current().unwrap_or_else(|_| own().clone())
+}
+
+/// Runs a future to its end in the background.
+#[cfg(not(larder_shuttle))]
+pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
+    drop(current().spawn(future));
+}
+
+#[cfg(larder_shuttle)]
+pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
+    shuttle::future::spawn(future).detach();
+}
+
+/// A timer that works in and outside of a runtime.
+#[cfg(not(larder_shuttle))]
+pub(crate) fn sleep(duration: Duration) -> Pin<Box<tokio::time::Sleep>> {
+    // A runtime without a time driver panics here; larder's own has one.
+    let handle = Handle::try_current().unwrap_or_else(|_| own().clone());
+    let _guard = handle.enter();
+    Box::pin(tokio::time::sleep(duration))
+}
+
+#[cfg(larder_shuttle)]
+pub(crate) fn sleep(_: Duration) -> Pin<Box<tokio::time::Sleep>> {
+    unreachable!("shuttle schedules use a manual clock")
+}

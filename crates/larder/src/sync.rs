@@ -1,0 +1,61 @@
+//! The locks and atomics of everything that shuttle schedules: `std`'s, or shuttle's under
+//! `--cfg larder_shuttle`.
+//!
+//! A poisoned lock is taken all the same: every critical section of larder leaves its data valid at each
+//! point where it can panic, and a cache must not spread one thread's panic to all others.
+
+#[cfg(not(larder_shuttle))]
+use std::sync as imp;
+
+#[cfg(larder_shuttle)]
+use shuttle::sync as imp;
+
+pub(crate) use imp::atomic;
+
+/// A mutex that ignores poison.
+#[derive(Default)]
+pub(crate) struct Mutex<T: ?Sized>(imp::Mutex<T>);
+
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Mutex(imp::Mutex::new(value))
+    }
+}
+
+impl<T: ?Sized> Mutex<T> {
+    pub(crate) fn lock(&self) -> imp::MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl<T: ?Sized + std::fmt::Debug> std::fmt::Debug for Mutex<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Mutex(..)")
+    }
+}
+
+/// A reader-writer lock that ignores poison.
+#[derive(Default)]
+pub(crate) struct RwLock<T: ?Sized>(imp::RwLock<T>);
+
+impl<T> RwLock<T> {
+    pub(crate) fn new(value: T) -> Self {
+        RwLock(imp::RwLock::new(value))
+    }
+}
+
+impl<T: ?Sized> RwLock<T> {
+    pub(crate) fn read(&self) -> imp::RwLockReadGuard<'_, T> {
+        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> imp::RwLockWriteGuard<'_, T> {
+        self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl<T: ?Sized> std::fmt::Debug for RwLock<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RwLock(..)")
+    }
+}
