@@ -384,7 +384,8 @@ impl ser::SerializeMap for Pairs<'_> {
                 .collect();
             if !pairs.is_sorted_by_key(|pair| pair.0) {
                 pairs.sort_by_key(|pair| pair.0);
-                let sorted = pairs.into_iter().flat_map(|(key, value)| [key, value]).collect::<Vec<_>>().concat();
+                let sorted =
+                    pairs.into_iter().flat_map(|(key, value)| [key, value]).collect::<Vec<_>>().concat();
                 map.out[start..].copy_from_slice(&sorted);
             }
         }

@@ -219,9 +219,13 @@ mod tests {
 
     #[test]
     fn says_what_is_wrong() {
-        for (glob, why) in
-            [("[a", "not closed"), ("[]", "empty"), ("[!]", "empty"), ("[z-a]", "backwards"), ("a\\", "follows")]
-        {
+        for (glob, why) in [
+            ("[a", "not closed"),
+            ("[]", "empty"),
+            ("[!]", "empty"),
+            ("[z-a]", "backwards"),
+            ("a\\", "follows"),
+        ] {
             let error = Pattern::new(glob).unwrap_err();
             assert!(error.kind() == ErrorKind::Key && error.to_string().contains(why), "{glob}: {error}");
         }

@@ -1,8 +1,8 @@
 //! One walk over a canonical encoding: checks it, and renders its text on the way. Total: any bytes give
 //! an answer, with a stack of at most `KEY_LEVELS_MAX` frames and no allocation but the text.
 
-use super::encode::{canonical_f32, canonical_f64, tag};
 use super::KEY_LEVELS_MAX;
+use super::encode::{canonical_f32, canonical_f64, tag};
 use std::fmt::{self, Write};
 
 /// Whether `bytes` is what [`encode`](super::encode::encode) makes of some key.
