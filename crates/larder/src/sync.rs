@@ -10,7 +10,7 @@ use std::sync as imp;
 #[cfg(larder_shuttle)]
 use shuttle::sync as imp;
 
-pub(crate) use imp::atomic;
+pub(crate) use imp::{MutexGuard, atomic};
 
 /// A mutex that ignores poison.
 #[derive(Default)]

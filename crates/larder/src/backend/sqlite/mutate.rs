@@ -148,7 +148,8 @@ impl Store<'_> {
         self.state.pos
     }
 
-    /// Rules A5 and A6.
+    /// Rule A5. Stamps come before fences: a fenced set acts as a removal, which a later set doesn't
+    /// deserve.
     fn judge(
         &self,
         namespace: NamespaceRow,
@@ -157,31 +158,24 @@ impl Store<'_> {
         tags: Option<&[u8]>,
     ) -> rusqlite::Result<Verdict> {
         let Ticket { inc, pos: began } = put.ticket;
+        let valid_set = match present {
+            Some(Found { row, .. }) if put.meta.kind == EntryKind::Set && row.kind == EntryKind::Set => {
+                self.why_invalid(namespace, row)?.is_none().then_some(row.stamp)
+            }
+            _ => None,
+        };
+        if let Some(later) = valid_set.filter(|stamp| *stamp >= put.meta.stamp) {
+            return Ok(Verdict::Older(later));
+        }
         let state = &self.state;
         let fence = self.fence(&put.key)?;
-        let is_removed = inc != state.inc
-            || [fence.removed, state.clear, state.floor, namespace.cleared, namespace.floor]
-                .into_iter()
-                .any(|at| at > began)
-            || (state.marked > began
-                && self.tag_marked_after(namespace.id, tags.unwrap_or_default(), began)?);
-        if is_removed {
-            return Ok(Verdict::Fenced);
-        }
-        let is_overtaken = fence.set > began;
-        if put.meta.kind == EntryKind::Load {
-            return Ok(if is_overtaken { Verdict::Fenced } else { Verdict::Accepted });
-        }
-        match present {
-            Some(Found { row, .. })
-                if row.kind == EntryKind::Set && self.why_invalid(namespace, row)?.is_none() =>
-            {
-                Ok(if row.stamp >= put.meta.stamp { Verdict::Older(row.stamp) } else { Verdict::Accepted })
-            }
-            // A later set was evicted or overwritten: nothing is there to compare with.
-            _ if is_overtaken => Ok(Verdict::Fenced),
-            _ => Ok(Verdict::Accepted),
-        }
+        let removals = [fence.removed, state.clear, state.floor, namespace.cleared, namespace.floor];
+        let is_fenced = inc != state.inc
+            || removals.into_iter().any(|at| at > began)
+            // A set has an order of its own, if there is one to compare it with.
+            || (fence.set > began && valid_set.is_none())
+            || (state.marked > began && self.tag_marked_after(namespace.id, tags.unwrap_or_default(), began)?);
+        Ok(if is_fenced { Verdict::Fenced } else { Verdict::Accepted })
     }
 
     fn fence(&self, key: &EntryKey) -> rusqlite::Result<Fence> {
