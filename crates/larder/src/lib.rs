@@ -11,4 +11,9 @@ mod runtime;
 pub mod stamp;
 mod sync;
 
+/// The L1 table by itself, for larder-bench. Not part of the API.
+#[cfg(feature = "unstable-table")]
+#[doc(hidden)]
+pub use l1::table as unstable_table;
+
 pub use error::{BoxError, Error, ErrorClass, ErrorKind, Result};
