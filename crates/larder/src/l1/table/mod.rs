@@ -348,8 +348,8 @@ impl<K: Hash + Eq, V> Table<K, V> {
     pub fn assert_valid(&self) {
         for (at, shard) in self.shards.iter().enumerate() {
             let state = shard.state.read();
-            state.assert_valid(share(self.weight_max(), at, self.shards.len()));
-            assert!(shard.wake_ms.load(Ordering::Relaxed) <= state.wake());
+            let limit = share(self.weight_max(), at, self.shards.len());
+            state.assert_valid(limit, shard.wake_ms.load(Ordering::Relaxed));
         }
         self.panel.lock().assert_valid();
     }

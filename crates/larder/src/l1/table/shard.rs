@@ -232,13 +232,14 @@ impl<K, V> State<K, V> {
         entry
     }
 
-    /// Walks everything. `limit` is what the table thinks this shard's limit is.
-    pub(super) fn assert_valid(&self, limit: u64)
+    /// Walks everything. The table thinks that the shard's limit is `limit` and nothing is due before
+    /// `wake_ms`.
+    pub(super) fn assert_valid(&self, limit: u64, wake_ms: u64)
     where
         K: Eq,
     {
         self.slots.assert_valid();
-        self.wheel.assert_valid(|id| self.slots.get(id).is_some());
+        self.wheel.assert_valid(wake_ms, |id| self.slots.get(id).is_some());
         assert_eq!(self.weight, self.slots.weight_all());
         assert_eq!(self.limit, limit);
         assert!(self.weight <= limit.max(self.slots.pinned_weight()));

@@ -140,8 +140,9 @@ impl Wheel {
         }
     }
 
-    /// Walks every bucket; calls `holds` with each slot that has a deadline.
-    pub(super) fn assert_valid(&self, mut holds: impl FnMut(u32) -> bool) {
+    /// Walks every bucket. `holds` must be true of each slot that has a deadline, and none may fire before
+    /// `wake`.
+    pub(super) fn assert_valid(&self, wake: u64, holds: impl Fn(u32) -> bool) {
         let mut linked = 0;
         for (bucket, &first) in self.buckets.iter().enumerate() {
             let occupied = self.occupied[bucket / BUCKETS] >> (bucket % BUCKETS) & 1 == 1;
@@ -150,6 +151,8 @@ impl Wheel {
             while id != NONE {
                 let timer = self.timers[id as usize];
                 assert!(timer.deadline != NEVER && timer.before == before && holds(id), "slot {id}");
+                // One that was set for a time already past fires at the next step of the clock.
+                assert!(timer.deadline.max(self.elapsed) >= wake, "slot {id} would sleep too long");
                 linked += 1;
                 (before, id) = (id, timer.after);
             }
@@ -223,7 +226,7 @@ mod tests {
                     let deadline = model.remove(&id);
                     prop_assert!(deadline.is_some_and(|deadline| deadline <= now));
                 }
-                wheel.assert_valid(|id| model.contains_key(&id));
+                wheel.assert_valid(0, |id| model.contains_key(&id));
                 if let Some(first) = model.values().min() {
                     prop_assert!(wheel.wake() <= *first);
                 }
