@@ -382,3 +382,7 @@ impl<K, V> Lifecycle<Slot<K>, Arc<Resident<V>>> for CollectEvicted {
         evicted.push((slot, resident));
     }
 }
+
+#[allow(unreachable_pub, reason = "larder-bench reaches it through `unstable-table`")]
+#[cfg_attr(not(feature = "unstable-table"), allow(dead_code, reason = "until the cache stands on it"))]
+pub mod table;
