@@ -7,11 +7,12 @@ use super::flight::{Answer, Boarding, Purpose};
 use super::load::{Item, Mode};
 use super::loader::{LoadContext, Loaded, Source, from_option};
 use super::{Cache, Key, Shared, Value};
-use crate::clock::NEVER_MS;
+use crate::clock::{Clock, NEVER_MS, millis};
 use crate::entry::Tags;
 use crate::error::{BoxError, Error, ErrorKind, Result};
 use crate::l1::{EvictReason, Freshness, Resident, Slot, Space};
 use crate::options::EntryOptions;
+use crate::rules::{Rule, holds};
 use crate::stamp::Stamp;
 use crate::stats::Count;
 use crate::tier::before;
@@ -116,7 +117,10 @@ impl<K: Key, V: Value> Cache<K, V> {
         let in_l1 = shared.l1.get(&self.space, key, &shared.counters).filter(|there| !there.is_gone(now_ms));
         if let Some(resident) = in_l1 {
             resident.touch(now_ms);
-            let is_stale = resident.fresh_ms_left(now_ms) == Some(0);
+            let is_stale = !matches!(
+                resident.freshness(now_ms, &self.defaults),
+                Freshness::Fresh | Freshness::RefreshDue
+            );
             if !is_stale || (stale == Stale::Allow && shared.tiers.is_empty()) {
                 shared.counters.add(if is_stale { Count::HitStale } else { Count::Hit });
                 return self.hit(
@@ -141,12 +145,16 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     fn hit_below(&self, answer: Answer<V>) -> Option<Hit<V>> {
-        let tier = &self.shared.tiers[usize::from(answer.from_tier) - 1];
+        // Nothing below L1 has position 0: it was published there while this caller looked for a flight.
+        let tier = match usize::from(answer.from_tier) {
+            0 => "l1",
+            position => self.shared.tiers[position - 1].name(),
+        };
         let left_ms = match answer.meta.fresh_until_ms {
             NEVER_MS => None,
             until => Some(until.saturating_sub(self.shared.clock.wall_ms())),
         };
-        self.hit(answer.value?, &answer.meta, answer.is_stale, left_ms, tier.name())
+        self.hit(answer.value?, &answer.meta, answer.is_stale, left_ms, tier)
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "every caller returns an option")]
@@ -293,8 +301,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         E: Into<BoxError>,
     {
         options.validate()?;
-        let present = self.shared.l1.get(&self.space, key, &self.shared.counters);
-        let wait = self.wait(key.to_owned(), Source::one(load), options, present, Mode::Reload);
+        let met = self.shared.l1.get(&self.space, key, &self.shared.counters);
+        let wait = self.wait(key.to_owned(), Source::one(load), options, met, Mode::Reload);
         Box::pin(wait).await?.and_then(|answer| answer.value).ok_or_else(not_found)
     }
 
@@ -380,14 +388,14 @@ impl<K: Key, V: Value> Cache<K, V> {
             shared.flights.board(&slot, Purpose::Load, |_| true, || None::<()>, || shared.l1.ticket());
         if let Boarding::Started(landing) = boarding {
             shared.counters.add(Count::Refresh);
-            let item = Item { key: slot.key, landing, previous: Some(resident) };
-            self.launch(vec![item], source, options.clone(), Mode::Refresh);
+            let item = Item { key: slot.key, landing, met: Some(resident), mode: Mode::Refresh };
+            self.launch(vec![item], source, options.clone());
         }
     }
 
-    fn launch(&self, items: Vec<Item<K, V>>, source: Source<K, V>, options: EntryOptions, mode: Mode) {
+    fn launch(&self, items: Vec<Item<K, V>>, source: Source<K, V>, options: EntryOptions) {
         let (shared, space) = (Arc::clone(&self.shared), Arc::clone(&self.space));
-        crate::runtime::spawn(shared.fly(space, items, source, options, mode));
+        crate::runtime::spawn(shared.fly(space, items, source, options));
     }
 
     /// Asks the tiers, once for all callers.
@@ -411,6 +419,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let purpose = if let Source::Tiers = source { Purpose::Lookup } else { Purpose::Load };
         let slot = Slot { space: self.space.id, key };
         let mut source = Some(source);
+        let left = time_left(&shared.clock, options.load_timeout_hard);
         // A flight that began before this position was refused to this caller.
         let mut begins_at = 0;
         loop {
@@ -423,7 +432,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                         && flight.ticket.pos >= begins_at
                         && !shared.l1.moved(&self.space, &slot.key, flight.ticket)
                 },
-                || if mode == Mode::Fill { self.look_again(&slot.key) } else { None },
+                || if mode == Mode::Fill { self.look_again(&slot.key, purpose) } else { None },
                 || shared.l1.ticket(),
             );
             let (flight, is_first) = match boarding {
@@ -438,16 +447,15 @@ impl<K: Key, V: Value> Cache<K, V> {
                 }
                 Boarding::Started(landing) => {
                     let flight = Arc::clone(landing.flight());
-                    let item = Item { key: slot.key.clone(), landing, previous: stale.clone() };
+                    let item = Item { key: slot.key.clone(), landing, met: stale.clone(), mode };
                     let source =
                         source.take().expect("a caller starts one flight: it is always served by it");
-                    self.launch(vec![item], source, options.clone(), mode);
+                    self.launch(vec![item], source, options.clone());
                     (flight, true)
                 }
             };
             let landed = match flight.wait() {
                 Ok(mut waiting) => {
-                    let mut left = options.load_timeout_hard;
                     let mut landed = None;
                     if let (Some(soft), Some(_)) = (options.load_timeout_soft, &stale) {
                         landed = before(&shared.clock, soft, &mut waiting).await;
@@ -456,11 +464,10 @@ impl<K: Key, V: Value> Cache<K, V> {
                         {
                             return Ok(answer);
                         }
-                        left -= soft;
                     }
                     match landed {
                         Some(landed) => Some(landed),
-                        None => before(&shared.clock, left, waiting).await,
+                        None => before(&shared.clock, left(), waiting).await,
                     }
                 }
                 Err(nested) => Some(Err(nested)),
@@ -474,6 +481,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                 {
                     begins_at = shared.l1.ticket().pos;
                 }
+                Some(Err(error)) => return self.stale_or(&slot.key, &stale, error),
                 Some(landed) => return landed,
             }
         }
@@ -482,18 +490,23 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// Whether a tag of the answer was removed after its load began and, as far as can be told, before this
     /// caller joined.
     fn came_too_early(&self, ticket: &crate::backend::Ticket, joined_at: u64, answer: &Answer<V>) -> bool {
-        joined_at > ticket.pos
+        holds(Rule::Delivery)
+            && joined_at > ticket.pos
             && self.shared.l1.fences().tags_moved(&self.space.namespace, &answer.meta.tags, *ticket)
     }
 
-    fn look_again(&self, key: &K) -> Option<Answer<V>> {
+    /// What appeared in L1 since the caller looked. Runs under a lock of the flights, so it drops nothing: that
+    /// would call the eviction listener.
+    fn look_again(&self, key: &K, purpose: Purpose) -> Option<Answer<V>> {
         let shared = &self.shared;
         let now_ms = shared.clock.mono_ms();
-        let resident = shared.l1.get(&self.space, key, &shared.counters)?;
-        let is_servable = !matches!(
-            resident.freshness(now_ms, &self.defaults),
-            Freshness::Revalidate | Freshness::OnError | Freshness::Gone
-        );
+        let resident = shared.l1.peek(&self.space, key)?;
+        let is_servable = match resident.freshness(now_ms, &self.defaults) {
+            Freshness::Fresh | Freshness::RefreshDue => true,
+            // It stands in for a load that has just failed, not for what a tier may have.
+            Freshness::Throttled => purpose == Purpose::Load,
+            Freshness::Revalidate | Freshness::OnError | Freshness::Gone => false,
+        };
         is_servable.then(|| Answer {
             value: resident.value.clone(),
             meta: resident.meta.clone(),
@@ -508,7 +521,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         let now_ms = shared.clock.mono_ms();
         match stale {
             Some(resident)
-                if !resident.is_gone(now_ms) && shared.l1.is_current(&self.space, key, &resident) =>
+                if !resident.is_gone(now_ms)
+                    && (!holds(Rule::StaleIsCurrent) || shared.l1.is_current(&self.space, key, resident)) =>
             {
                 shared.counters.add(Count::StaleOnError);
                 let (value, meta) = (resident.value.clone(), resident.meta.clone());
@@ -551,13 +565,13 @@ impl<K: Key, V: Value> Cache<K, V> {
                 &slot,
                 purpose,
                 |flight| !shared.l1.moved(&self.space, key, flight.ticket),
-                || self.look_again(key),
+                || self.look_again(key, purpose),
                 || shared.l1.ticket(),
             );
             match boarding {
                 Boarding::Started(landing) if is_served => {
                     // A refresh, in the same load as what is missing.
-                    items.push(Item { key: key.clone(), landing, previous: stale });
+                    items.push(Item { key: key.clone(), landing, met: stale, mode: Mode::Refresh });
                 }
                 _ if is_served => {}
                 Boarding::Found(answer) => results[place] = Some(Ok(answer.value)),
@@ -572,16 +586,17 @@ impl<K: Key, V: Value> Cache<K, V> {
                 }
                 Boarding::Started(landing) => {
                     waiting.push((place, Arc::clone(landing.flight()), stale.clone(), None));
-                    items.push(Item { key: key.clone(), landing, previous: stale });
+                    items.push(Item { key: key.clone(), landing, met: stale, mode: Mode::Fill });
                 }
             }
         }
         if !items.is_empty() {
-            self.launch(items, source, options.clone(), Mode::Fill);
+            self.launch(items, source, options.clone());
         }
+        let left = time_left(&shared.clock, options.load_timeout_hard);
         for (place, flight, stale, joined_at) in waiting {
             let landed = match flight.wait() {
-                Ok(waiting) => before(&shared.clock, options.load_timeout_hard, waiting).await,
+                Ok(waiting) => before(&shared.clock, left(), waiting).await,
                 Err(nested) => Some(Err(nested)),
             };
             let landed = match landed {
@@ -592,6 +607,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                     Err(Error::new(ErrorKind::Unavailable, "load")
                         .message("a tag of the value was removed meanwhile"))
                 }
+                Some(Err(error)) => self.stale_or(&keys[place], &stale, error),
                 Some(landed) => landed,
             };
             results[place] = Some(landed.map(|answer| {
@@ -677,6 +693,15 @@ impl<K: Key, V: Value> Shared<K, V> {
                 Step::Load(None)
             }
         }
+    }
+}
+
+/// What is left of `timeout` from now on, whenever it is asked.
+fn time_left(clock: &Clock, timeout: Duration) -> impl Fn() -> Duration {
+    let until_ms = clock.mono_ms().saturating_add(millis(timeout));
+    move || match until_ms {
+        NEVER_MS => Duration::MAX,
+        _ => Duration::from_millis(until_ms.saturating_sub(clock.mono_ms())),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::backend::{Mark, Ticket};
 use crate::entry::{EntryKind, Tags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Namespace;
+use crate::rules::{Rule, holds};
 use crate::stamp::Stamp;
 use crate::stats::{Count, Counters};
 use equivalent::Equivalent;
@@ -176,10 +177,18 @@ impl<K: Hash + Eq + Clone, V> L1<K, V> {
         None
     }
 
+    /// Reads a valid entry. Counts as no access and drops nothing.
+    pub(crate) fn peek(&self, space: &Space, key: &K) -> Option<Arc<Resident<V>>> {
+        let resident = self.table.peek(&Lookup { space: space.id, key })?;
+        self.fences
+            .invalid(&space.namespace, &resident.meta.tags, resident.seen)
+            .is_none()
+            .then_some(resident)
+    }
+
     /// Whether `resident` still is the entry of its key, and valid.
     pub(crate) fn is_current(&self, space: &Space, key: &K, resident: &Arc<Resident<V>>) -> bool {
-        self.table.peek(&Lookup { space: space.id, key }).is_some_and(|there| Arc::ptr_eq(&there, resident))
-            && self.fences.invalid(&space.namespace, &resident.meta.tags, resident.seen).is_none()
+        self.peek(space, key).is_some_and(|there| Arc::ptr_eq(&there, resident))
     }
 
     /// Puts an entry, unless its ticket or stamp forbid it.
@@ -207,6 +216,7 @@ impl<K: Hash + Eq + Clone, V> L1<K, V> {
         });
         let outcome = if let (EntryKind::Set, Some(there)) = (kind, meets_set)
             && there.meta.stamp >= stamp
+            && holds(Rule::StampOrder)
         {
             let later = there.meta.stamp;
             self.table.remove(&lookup);
@@ -217,22 +227,25 @@ impl<K: Hash + Eq + Clone, V> L1<K, V> {
             self.table.insert_with_lifecycle(slot, resident, &mut evicted);
             Published::Stored
         } else {
-            if kind == EntryKind::Set {
+            if kind == EntryKind::Set && holds(Rule::RefusedSetRemoves) {
                 guard.remove();
                 self.table.remove(&lookup);
             }
             Published::Fenced
         };
         drop(guard);
-        if let Some(replaced) = present
+        if let Some(replaced) = &present
             && (outcome == Published::Stored || kind == EntryKind::Set)
         {
-            self.report(key, &replaced, EvictReason::Replaced, counters);
+            self.report(key, replaced, EvictReason::Replaced, counters);
         }
         for (slot, resident) in evicted {
-            // Only the entry itself can be refused at once; any other was there before.
-            let is_new = slot.space == space.id && slot.key == *key;
-            let reason = if is_new { EvictReason::TooLarge } else { EvictReason::Size };
+            let reason = match slot.space == space.id && slot.key == *key {
+                false => EvictReason::Size,
+                // The table hands out what was replaced, too.
+                true if present.as_ref().is_some_and(|there| Arc::ptr_eq(there, &resident)) => continue,
+                true => EvictReason::TooLarge,
+            };
             self.report(&slot.key, &resident, reason, counters);
         }
         outcome
