@@ -186,8 +186,11 @@ impl<K: Hash + Eq + Clone, V> L1<K, V> {
             .then_some(resident)
     }
 
-    /// Whether `resident` still is the entry of its key, and valid.
+    /// Whether `resident` still is the entry of its key, and valid. If so, no ticket that was taken before knows
+    /// of a removal of it.
     pub(crate) fn is_current(&self, space: &Space, key: &K, resident: &Arc<Resident<V>>) -> bool {
+        // A removal counts first and deletes then: without the guard, its entry could be met in between.
+        let _guard = self.fences.lock(self.hash(space, key));
         self.peek(space, key).is_some_and(|there| Arc::ptr_eq(&there, resident))
     }
 
