@@ -229,7 +229,7 @@ impl<K: Key + serde::Serialize, V: Value> Cache<K, V> {
         let (shared, space, pattern) = (Arc::clone(&self.shared), Arc::clone(&self.space), pattern.clone());
         let removed = async move {
             let below = match shared.below(tier::Removal::Matching(&space.namespace, &pattern)).await {
-                Delivered::Now(count) => count,
+                Delivered::Now { count, .. } => count,
                 Delivered::Later => 0,
             };
             let in_l1 = shared.l1.remove_matching(&space, &shared.counters, |key| {
@@ -362,17 +362,18 @@ impl<K: Key, V: Value> Shared<K, V> {
         }
         let known: Vec<EntryKey> = encoded.iter().filter_map(|key| key.as_ref().ok().cloned()).collect();
         let delivered = self.below(tier::Removal::Keys(&known)).await;
-        let below = match delivered {
-            Delivered::Now(count) => count > 0,
-            Delivered::Later => false,
-        };
         let is_queued = delivered == Delivered::Later;
+        let existed = match delivered {
+            Delivered::Now { existed, .. } => existed,
+            Delivered::Later => vec![false; known.len()],
+        };
+        let mut below = existed.into_iter();
         keys.iter()
             .zip(encoded)
             .map(|(key, encoded)| {
                 encoded?;
                 let in_l1 = holds(Rule::BottomUp) && self.remove_in_l1(space, key);
-                Ok(Removal { existed: in_l1 || below, is_queued })
+                Ok(Removal { existed: below.next().unwrap_or(false) || in_l1, is_queued })
             })
             .collect()
     }
@@ -384,11 +385,16 @@ impl<K: Key, V: Value> Shared<K, V> {
 
     /// Carries a removal out in the tiers, the lowest first.
     async fn below(&self, removal: tier::Removal<'_>) -> Delivered {
-        let mut existed = 0;
+        let mut in_any: Vec<bool> = Vec::new();
+        let mut most = 0;
         let mut is_queued = false;
         for tier in self.tiers.iter().rev() {
             match tier.remove(removal.clone()).await {
-                Delivered::Now(count) => existed = existed.max(count),
+                Delivered::Now { existed, count } => {
+                    most = most.max(count);
+                    in_any.resize(existed.len().max(in_any.len()), false);
+                    in_any.iter_mut().zip(existed).for_each(|(any, existed)| *any |= existed);
+                }
                 Delivered::Later => is_queued = true,
             }
         }
@@ -396,6 +402,6 @@ impl<K: Key, V: Value> Shared<K, V> {
             self.counters.add(Count::RemovalQueued);
             return Delivered::Later;
         }
-        Delivered::Now(existed)
+        Delivered::Now { existed: in_any, count: most }
     }
 }

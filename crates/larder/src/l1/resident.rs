@@ -68,16 +68,19 @@ impl<V> Resident<V> {
         from_tier: u8,
     ) -> Self {
         // An entry is never kept longer than it was meant to live, however far the wall clock went back.
-        let ttl_ms = meta.fresh_until_ms.saturating_sub(meta.created_ms);
-        let left_ms = meta.fresh_until_ms.saturating_sub(wall_ms).min(ttl_ms);
-        let overdue_ms = wall_ms.saturating_sub(meta.fresh_until_ms);
-        let after_fresh = |until_ms: u64| match until_ms {
-            NEVER_MS => NEVER_MS,
-            _ => until_ms.saturating_sub(meta.fresh_until_ms),
+        let monotonic = |until_ms: u64| {
+            let left_ms = until_ms.saturating_sub(wall_ms).min(until_ms.saturating_sub(meta.created_ms));
+            match until_ms {
+                NEVER_MS => NEVER_MS,
+                _ => mono_ms.saturating_add(left_ms).saturating_sub(wall_ms.saturating_sub(until_ms)),
+            }
         };
-        let fresh_until = match meta.fresh_until_ms {
+        let ttl_ms = meta.fresh_until_ms.saturating_sub(meta.created_ms);
+        let fresh_until = monotonic(meta.fresh_until_ms);
+        // Each end by itself: in a process that is younger than the entry, what is long past saturates at 0.
+        let after_fresh = |until_ms: u64| match monotonic(until_ms) {
             NEVER_MS => NEVER_MS,
-            _ => (mono_ms.saturating_add(left_ms)).saturating_sub(overdue_ms),
+            until => until.saturating_sub(fresh_until),
         };
         let mut plain_until = fresh_until;
         if let Some(share) = options.refresh_after {
@@ -209,4 +212,35 @@ impl<V> Resident<V> {
 
 fn threshold(fresh_until_ms: u64, ttl_ms: u64, share: f64) -> u64 {
     fresh_until_ms.saturating_sub(ttl_ms.saturating_sub((ttl_ms as f64 * share).round() as u64))
+}
+
+#[cfg(all(test, not(larder_shuttle)))]
+mod tests {
+    use super::*;
+    use crate::entry::Tags;
+    use crate::stamp::Stamp;
+
+    #[test]
+    fn a_process_that_is_younger_than_the_entry_keeps_it_no_longer() {
+        let hour = 3_600_000;
+        let wall_ms = 100 * hour;
+        // Fresh until an hour ago, to be served on errors for one minute more.
+        let meta = Meta {
+            kind: EntryKind::Load,
+            stamp: Stamp::MIN,
+            created_ms: wall_ms - 2 * hour,
+            fresh_until_ms: wall_ms - hour,
+            revalidate_until_ms: wall_ms - hour,
+            gone_at_ms: wall_ms + 60_000,
+            load_ms: 0,
+            is_negative: false,
+            tags: Tags::NONE,
+        };
+        for mono_ms in [5_000, 10 * hour] {
+            let resident =
+                Resident::new(Some(()), meta.clone(), 1, &EntryOptions::default(), (wall_ms, mono_ms), 1, 1);
+            assert!(!resident.is_gone(mono_ms + 59_999), "{mono_ms}");
+            assert!(resident.is_gone(mono_ms + 60_000), "{mono_ms}");
+        }
+    }
 }
