@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 
 /// How a [`Faulty`] tier behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code, reason = "each test binary uses some")]
 pub(crate) enum Mood {
     Well,
     /// Calls fail, and nothing is done.
