@@ -218,7 +218,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         from_tier: u8,
     ) -> Published {
         let now = (self.clock.wall_ms(), self.clock.mono_ms());
-        let meta = cap(meta, self.l1_ttl_max);
+        let meta = cap(meta, self.l1_ttl_max, now.0);
         let weight = match (&self.weigh, &value) {
             (Some(weigh), Some(value)) => weigh(key, value),
             _ => 1,
@@ -230,9 +230,10 @@ impl<K: Key, V: Value> Shared<K, V> {
     }
 }
 
-/// The entry's expiries where it may stay fresh for at most `ttl_max`; the stale windows keep their length.
-pub(crate) fn cap(mut meta: Meta, ttl_max: Duration) -> Meta {
-    let fresh_until_ms = meta.created_ms.saturating_add(millis(ttl_max));
+/// The entry's expiries where it may stay fresh for at most `ttl_max` from now on; the stale windows keep
+/// their length. From now, not from its making: a copy of an old entry would never be fresh.
+pub(crate) fn cap(mut meta: Meta, ttl_max: Duration, wall_ms: u64) -> Meta {
+    let fresh_until_ms = wall_ms.saturating_add(millis(ttl_max));
     if fresh_until_ms < meta.fresh_until_ms {
         let moved = |until_ms: u64| match (until_ms, meta.fresh_until_ms) {
             (NEVER_MS, NEVER_MS) => fresh_until_ms,
