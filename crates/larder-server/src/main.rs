@@ -1,3 +1,3 @@
 //! The `larder` command.
-
+mod config;
 fn main() {}
