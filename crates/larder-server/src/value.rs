@@ -124,6 +124,10 @@ impl JsonBytes {
         }
     }
 
+    pub(crate) fn new(value: Option<String>, value_base64: Option<String>) -> Self {
+        JsonBytes { value, value_base64 }
+    }
+
     /// The bytes; the error says what is allowed.
     pub(crate) fn into_bytes(self) -> Result<Bytes, &'static str> {
         match (self.value, self.value_base64) {
