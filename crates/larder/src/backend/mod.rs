@@ -20,7 +20,7 @@ mod sqlite;
 
 pub use memory::{MemoryBackend, MemoryOptions};
 #[cfg(feature = "sqlite")]
-pub use sqlite::{Durability, SqliteBackend, SqliteOptions};
+pub use sqlite::{Durability, Incident, SqliteBackend, SqliteOptions};
 
 /// A moment in one store's own order: what a reader saw before it began.
 ///
