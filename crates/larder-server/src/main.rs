@@ -1,3 +1,17 @@
-//! The `larder` command.
+//! The `larder` command: serves a cache over HTTP, works on one, and replays access traces.
+
+mod backing;
+mod client;
+mod commands;
 mod config;
-fn main() {}
+mod data;
+mod http;
+mod store;
+mod value;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    commands::run(commands::Arguments::parse())
+}

@@ -72,10 +72,6 @@ impl Key {
     pub(crate) fn as_text(&self) -> Option<&str> {
         std::str::from_utf8(&self.0).ok()
     }
-
-    pub(crate) fn to_base64url(&self) -> String {
-        URL_SAFE_NO_PAD.encode(&self.0)
-    }
 }
 
 impl From<Vec<u8>> for Key {

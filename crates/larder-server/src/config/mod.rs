@@ -7,10 +7,12 @@ mod file;
 mod node;
 mod units;
 
-pub(crate) use node::{ConfigError, Origin, Value};
+use node::{ConfigError, Origin, Value};
 pub(crate) use units::{Secret, Size};
 
 use larder::EntryOptions;
+use larder::backend::SqliteOptions;
+use larder::envelope::EnvelopeOptions;
 use node::Node;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -39,6 +41,9 @@ pub(crate) struct Settings {
     pub(crate) l1: L1Settings,
     /// How entries are kept when a request doesn't say.
     pub(crate) defaults: EntryOptions,
+    /// How values are encoded and compressed in the database.
+    pub(crate) envelope: EnvelopeOptions,
+    pub(crate) sqlite: SqliteSettings,
     pub(crate) http: HttpSettings,
 }
 
@@ -54,6 +59,8 @@ impl Default for Settings {
             log: LogFormat::default(),
             l1: L1Settings::default(),
             defaults: EntryOptions::default(),
+            envelope: EnvelopeOptions::default(),
+            sqlite: SqliteSettings::default(),
             http: HttpSettings::default(),
         }
     }
@@ -72,13 +79,54 @@ pub(crate) enum LogFormat {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct L1Settings {
+    /// Default: a million. Each entry counts for at least `bytes_max / entries_max` bytes.
+    pub(crate) entries_max: u64,
     /// Default: 256 MiB, a size that fits beside other services on a small host.
     pub(crate) bytes_max: Size,
 }
 
 impl Default for L1Settings {
     fn default() -> Self {
-        L1Settings { bytes_max: Size(256 << 20) }
+        L1Settings { entries_max: 1_000_000, bytes_max: Size(256 << 20) }
+    }
+}
+
+/// The database in the data folder.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct SqliteSettings {
+    /// What an acknowledged set survives: `power` loss (the default), or only the end of the `process`.
+    pub(crate) durability: Survives,
+    /// Default: no limit.
+    pub(crate) entries_max: Option<u64>,
+    /// Default: no limit.
+    pub(crate) bytes_max: Option<Size>,
+    /// Threads that read. Default: 2.
+    pub(crate) readers: usize,
+    /// Longest wait for another process. Default: 5 seconds.
+    #[serde(with = "seconds")]
+    pub(crate) busy_timeout: Duration,
+}
+
+/// [`Durability`](larder::backend::Durability) as a setting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Survives {
+    #[default]
+    Power,
+    Process,
+}
+
+impl Default for SqliteSettings {
+    fn default() -> Self {
+        let SqliteOptions { readers, busy_timeout, .. } = SqliteOptions::new("");
+        SqliteSettings {
+            durability: Survives::Power,
+            entries_max: None,
+            bytes_max: None,
+            readers,
+            busy_timeout,
+        }
     }
 }
 
@@ -98,7 +146,8 @@ pub(crate) struct HttpSettings {
     /// longer than most clients keep a connection, so that they close it first.
     #[serde(with = "seconds")]
     pub(crate) idle_timeout: Duration,
-    /// How long a request may take, its body included. Default: 30 seconds.
+    /// How long a request's body may take to arrive; the answer is given up after twice as long. Default:
+    /// 30 seconds.
     #[serde(with = "seconds")]
     pub(crate) request_timeout: Duration,
     /// How long requests under way may take after a signal to stop. Default: 25 seconds: most process
@@ -198,7 +247,12 @@ impl Settings {
             let setting = message.split(' ').next().unwrap_or_default();
             refusal(tree, &format!("defaults.{setting}"), message.to_owned())
         })?;
+        if !(1..=64).contains(&self.sqlite.readers) {
+            let message = format!("{} was given; 1 to 64 is allowed", self.sqlite.readers);
+            return Err(refusal(tree, "sqlite.readers", message));
+        }
         for (setting, value) in [
+            ("l1.entries_max", self.l1.entries_max),
             ("l1.bytes_max", self.l1.bytes_max.0),
             ("http.body_bytes_max", self.http.body_bytes_max.0),
             ("http.connections_max", self.http.connections_max as u64),
@@ -294,7 +348,7 @@ mod tests {
         let cases: &[(&str, &str, &str)] = &[
             ("a.toml", "listn = \"x\"", "a.toml:1:1: listn: there is no such setting; did you mean listen?"),
             ("a.yaml", "http:\n  header_timout: 3", "a.yaml:2:3: http.header_timout: there is no such setting; did you mean header_timeout?"),
-            ("a.json", "{\n \"l1\": {\"zzzzzz\": 1}}", "l1.zzzzzz: there is no such setting; allowed are bytes_max"),
+            ("a.json", "{\n \"l1\": {\"zzzzzz\": 1}}", "l1.zzzzzz: there is no such setting; allowed are entries_max, bytes_max"),
             ("a.toml", "[defaults]\nttl = -1", "a.toml:2:7: defaults.ttl: -1 is no duration; a number of seconds of 0 or more, or \"never\", is allowed"),
             ("a.yaml", "defaults:\n  ttl_jitter: 2\n", "a.yaml:2:15: defaults.ttl_jitter: ttl_jitter is 2; 0 to 1 is allowed"),
             ("a.toml", "listen = 5", "a.toml:1:10: listen: "),

@@ -72,14 +72,9 @@ impl Wish {
     fn accepts(&self, hit: &Hit<StoredValue>) -> bool {
         let is_young = self.age_max.is_none_or(|age_max| hit.age <= age_max);
         let is_fresh = self.fresh_min.is_none_or(|min| hit.ttl_left.is_none_or(|left| left >= min));
-        let is_little_stale = self.stale_max.is_none_or(|max| stale_for(hit) <= max);
+        let is_little_stale = self.stale_max.is_none_or(|max| hit.stale_for <= max);
         is_young && is_fresh && is_little_stale
     }
-}
-
-/// How long ago the entry's TTL ended; 0 for a fresh one.
-fn stale_for(hit: &Hit<StoredValue>) -> Duration {
-    if hit.is_stale { hit.stale_for } else { Duration::ZERO }
 }
 
 /// The headers that say what is known of an entry.
@@ -92,7 +87,7 @@ fn describe(hit: &Hit<StoredValue>, headers: &mut HeaderMap) {
     put(header::ETAG, hit.value.etag().to_string());
     put(header::AGE, hit.age.as_secs().to_string());
     let status = match hit.ttl_left {
-        _ if hit.is_stale => format!("larder; hit; ttl=-{}", stale_for(hit).as_secs().max(1)),
+        _ if hit.is_stale => format!("larder; hit; ttl=-{}", hit.stale_for.as_secs().max(1)),
         Some(left) => format!("larder; hit; ttl={}", left.as_secs()),
         None => "larder; hit".to_owned(),
     };

@@ -15,7 +15,7 @@ mod server;
 mod target;
 
 pub(crate) use listing::key_json;
-pub(crate) use server::serve;
+pub(crate) use server::{Ended, serve};
 pub(crate) use target::percent_encode;
 
 use crate::config::Settings;
@@ -85,8 +85,16 @@ impl App {
         routes::router(self)
     }
 
+    /// Whether the server was told to stop.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Relaxed)
+    }
+
     async fn receive(&self, headers: &HeaderMap, body: Body) -> Result<body::Received, Problem> {
-        self.bodies.receive(headers, body).await
+        let limit = self.settings.http.request_timeout;
+        tokio::time::timeout(limit, self.bodies.receive(headers, body)).await.unwrap_or_else(|_| {
+            Err(Problem::new(Kind::RequestTimeout, format!("the body did not arrive within {limit:?}")))
+        })
     }
 
     /// Locks a key for a write, after checking the write's preconditions.
@@ -179,7 +187,8 @@ async fn handle(
             let value = HeaderValue::from_str(allowed).unwrap_or(HeaderValue::from_static("GET"));
             return Err(problem.header(header::ALLOW, value));
         }
-        let limit = app.settings.http.request_timeout;
+        // Twice: the body has as long as this for itself.
+        let limit = 2 * app.settings.http.request_timeout;
         match tokio::time::timeout(limit, operation.run(app, request)).await {
             Ok(answer) => answer,
             Err(_) => Err(Problem::new(Kind::Timeout, format!("no answer within {limit:?}"))),

@@ -94,6 +94,7 @@ impl Problem {
         self
     }
 
+    #[cfg(test)]
     pub(crate) fn kind(&self) -> Kind {
         self.kind
     }
