@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 #[derive(Debug, Args)]
@@ -44,7 +44,10 @@ impl Serve {
         }
         start_log(settings.log);
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(serve(settings))
+        let ended = runtime.block_on(serve(settings));
+        // Whoever was to be waited for has been.
+        runtime.shutdown_background();
+        ended
     }
 
     fn settings(&self) -> Result<Settings, Failure> {
@@ -79,8 +82,7 @@ fn start_log(format: LogFormat) {
 
 async fn serve(settings: Settings) -> Result<Outcome, Failure> {
     // Before anything is opened, so that no signal finds the process with work and without a handler.
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut signals = Signals::new()?;
     let (folder, fault) = match DataFolder::for_server(&settings.data) {
         Ok(folder) => (Some(folder), None),
         Err(Occupied::Server(other)) => return Err(occupied(&settings, other)),
@@ -130,21 +132,23 @@ async fn serve(settings: Settings) -> Result<Outcome, Failure> {
         Size(settings.http.body_bytes_max.0),
     )?;
 
-    let stop = async {
-        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let signalled = async {
+        signals.next().await;
+        let _ = stop.send(());
+        signals.next().await;
     };
     let finish = async {
-        let ended = http::serve(&app, router, listener, stop).await;
-        if ended == Ended::CutOff {
+        let stopped = async { stopped.await.unwrap_or_default() };
+        if http::serve(&app, router, listener, stopped).await == Ended::CutOff {
             tracing::warn!("some requests were cut off at http.shutdown_timeout");
         }
         cache.close().await
     };
-    let mut finish = std::pin::pin!(finish);
     // The first signal stops the serving, a second one everything.
     let closed = tokio::select! {
-        closed = &mut finish => closed,
-        () = second_signal(&app) => return Err(Failure::new("stopped at once by a second signal")),
+        closed = finish => closed,
+        () = signalled => return Err(Failure::new("stopped at once by a second signal")),
     };
     drop(folder);
     closed?;
@@ -152,18 +156,22 @@ async fn serve(settings: Settings) -> Result<Outcome, Failure> {
     Ok(Outcome::Done)
 }
 
-/// Ready at the first signal that comes after the server began to stop.
-async fn second_signal(app: &App) {
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return std::future::pending().await;
-    };
-    loop {
-        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-        if app.is_stopping() {
-            return;
-        }
+/// The signals that ask a process to end.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Signals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! { _ = self.interrupt.recv() => {}, _ = self.terminate.recv() => {} }
     }
 }
 

@@ -60,7 +60,9 @@ impl Bodies {
     pub(crate) async fn receive(&self, headers: &HeaderMap, mut body: Body) -> Result<Received, Problem> {
         let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         if announced.is_some_and(|length: u64| length > self.body_bytes_max) {
-            return Err(self.refuse(body, self.too_large()).await);
+            // Reading it would tell a client that waits for leave to send that it may.
+            let waits = headers.contains_key(header::EXPECT);
+            return Err(if waits { self.too_large() } else { self.refuse(body, self.too_large()).await });
         }
         let mut share = Share { held: Arc::clone(&self.held), bytes: 0 };
         let mut received = BytesMut::new();

@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn larder_headers_win_over_cache_control() {
-        let options = |pairs| entry_options(&headers(pairs), EntryOptions::default());
+        let options = |pairs: &[(HeaderName, &str)]| entry_options(&headers(pairs), EntryOptions::default());
         let control = (header::CACHE_CONTROL, "public, max-age=60, stale-while-revalidate=5");
         let from_control = options(&[control.clone()]).unwrap();
         assert_eq!(from_control.ttl, Duration::from_secs(60));

@@ -12,6 +12,7 @@ use larder::{Cache, EntryOptions};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::time::Duration;
 
 #[derive(Deserialize)]
@@ -123,8 +124,11 @@ async fn run(app: &App, space: &Cache<Key, StoredValue>, steps: Vec<Step>) -> Ve
                 outcomes.extend(space.get_many(&keys).await.into_iter().map(found));
             }
             Step::Delete(key) => {
+                let mut seen = HashSet::from([key.clone()]);
                 let mut keys = vec![key];
-                while let Some(Step::Delete(key)) = steps.next_if(|step| matches!(step, Step::Delete(_))) {
+                // A key that comes again starts the next call, so that its answer is its own.
+                let mut is_next = |step: &Step| matches!(step, Step::Delete(key) if seen.insert(key.clone()));
+                while let Some(Step::Delete(key)) = steps.next_if(&mut is_next) {
                     keys.push(key);
                 }
                 outcomes.extend(space.remove_many(&keys).await.into_iter().map(|removal| match removal {
@@ -136,10 +140,13 @@ async fn run(app: &App, space: &Cache<Key, StoredValue>, steps: Vec<Step>) -> Ve
                 }));
             }
             Step::Set(key, value, options) => {
+                let mut seen = HashSet::from([key.clone()]);
                 let mut etags = vec![value.etag()];
                 let mut entries = vec![(key, value)];
-                let is_alike = |step: &Step| matches!(step, Step::Set(_, _, other) if *other == options);
-                while let Some(Step::Set(key, value, _)) = steps.next_if(is_alike) {
+                let mut is_alike = |step: &Step| {
+                    matches!(step, Step::Set(key, _, other) if *other == options && seen.insert(key.clone()))
+                };
+                while let Some(Step::Set(key, value, _)) = steps.next_if(&mut is_alike) {
                     etags.push(value.etag());
                     entries.push((key, value));
                 }

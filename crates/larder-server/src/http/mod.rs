@@ -85,11 +85,6 @@ impl App {
         routes::router(self)
     }
 
-    /// Whether the server was told to stop.
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.is_stopping.load(Relaxed)
-    }
-
     async fn receive(&self, headers: &HeaderMap, body: Body) -> Result<body::Received, Problem> {
         let limit = self.settings.http.request_timeout;
         tokio::time::timeout(limit, self.bodies.receive(headers, body)).await.unwrap_or_else(|_| {
