@@ -19,7 +19,8 @@ pub(crate) async fn open(settings: &Settings, database: Option<&Path>) -> Result
     // The schema belongs to the program, and every body that is accepted must fit.
     envelope.schema.get_or_insert_with(|| "larder value/1".to_owned());
     let body_bytes_max = settings.http.body_bytes_max.0.saturating_add(VALUE_HEAD_BYTES_MAX);
-    envelope.value_bytes_max = envelope.value_bytes_max.max(u32::try_from(body_bytes_max).unwrap_or(u32::MAX));
+    envelope.value_bytes_max =
+        envelope.value_bytes_max.max(u32::try_from(body_bytes_max).unwrap_or(u32::MAX));
     let mut builder = Cache::<Key, StoredValue>::builder()
         .entries_max(settings.l1.entries_max)
         .bytes_max(settings.l1.bytes_max.0, |key, value| value.weight() + key.len() as u64)

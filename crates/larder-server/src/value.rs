@@ -136,7 +136,6 @@ impl JsonBytes {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

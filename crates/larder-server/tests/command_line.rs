@@ -25,7 +25,10 @@ fn tour(at: &[&str]) {
         assert_eq!(code(&output), 0, "{arguments:?}: {}", error(&output));
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    assert_eq!(ok(&["set", "user/1", "Ada", "--ttl", "never", "--tag", "users", "--content-type", "text/plain"]), "");
+    assert_eq!(
+        ok(&["set", "user/1", "Ada", "--ttl", "never", "--tag", "users", "--content-type", "text/plain"]),
+        ""
+    );
     assert_eq!(ok(&["get", "user/1"]), "Ada");
     assert_eq!(ok(&["exists", "user/1"]), "");
     for absent in [&["get", "none"][..], &["exists", "none"], &["delete", "none"]] {
@@ -34,7 +37,8 @@ fn tour(at: &[&str]) {
     }
     // Bytes from the input come back as they were.
     let bytes: Vec<u8> = (0..=255).cycle().take(100_000).collect();
-    let mut child = larder(&[&["set", "odd key\n?&=%+ü"], at].concat()).stdin(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        larder(&[&["set", "odd key\n?&=%+ü"], at].concat()).stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(&bytes).unwrap();
     assert!(child.wait().unwrap().success());
     assert!(run(&["get", "odd key\n?&=%+ü"]).stdout == bytes);
@@ -54,7 +58,9 @@ fn tour(at: &[&str]) {
     let explained: serde_json::Value = serde_json::from_str(&ok(&["explain", "user/1", "--json"])).unwrap();
     assert_eq!(explained["tiers"][1]["tier"], "sqlite");
     assert!(ok(&["stats"]).contains("tiers.sqlite.hits"));
-    assert!(serde_json::from_str::<serde_json::Value>(&ok(&["stats", "--json"])).unwrap()["tiers"].is_array());
+    assert!(
+        serde_json::from_str::<serde_json::Value>(&ok(&["stats", "--json"])).unwrap()["tiers"].is_array()
+    );
 
     assert_eq!(ok(&["flush", "--tag", "a,b c%"]), "");
     assert_eq!(ok(&["keys", "--pattern", "user/*"]), "user/1\n");
@@ -137,7 +143,8 @@ fn check_prints_what_counts_and_no_secret() {
         std::fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    let file = write("larder.yaml", "listen: 127.0.0.1:1\ntokens: [top-secret-token-1]\ndefaults: {ttl: never}\n");
+    let file =
+        write("larder.yaml", "listen: 127.0.0.1:1\ntokens: [top-secret-token-1]\ndefaults: {ttl: never}\n");
     let output = larder(&["serve", "--check", "--config", &file, "--listen", "127.0.0.1:3"])
         .envs([("LARDER_LISTEN", "127.0.0.1:2"), ("LARDER_L1__BYTES_MAX", "1 GiB")])
         .output()
@@ -149,14 +156,21 @@ fn check_prints_what_counts_and_no_secret() {
     assert_eq!(shown["defaults"]["ttl"], "never");
     assert_eq!(shown["tokens"], serde_json::json!(["(secret)"]));
     // What is printed is a configuration itself, but for the secrets.
-    let again = write("again.json", &String::from_utf8_lossy(&output.stdout).replace("(secret)", "other-secret-token"));
+    let again = write(
+        "again.json",
+        &String::from_utf8_lossy(&output.stdout).replace("(secret)", "other-secret-token"),
+    );
     let again = run(&["serve", "--check", "--config", &again]);
     assert_eq!(again.stdout, output.stdout, "{}", error(&again));
 
     for (name, text, message) in [
         ("a.toml", "lisen = 1", "a.toml:1:1: lisen: there is no such setting; did you mean listen?"),
         ("b.json", "{\"http\": {\"idle_timeout\": \"x\"}}", "http.idle_timeout: string \"x\" was given"),
-        ("c.toml", "tokens_file = \"/does/not/exist\"", "c.toml:1:15: tokens_file: /does/not/exist can't be read"),
+        (
+            "c.toml",
+            "tokens_file = \"/does/not/exist\"",
+            "c.toml:1:15: tokens_file: /does/not/exist can't be read",
+        ),
         ("d.toml", "[sqlite]\nreaders = 99", "d.toml:2:11: sqlite.readers: 99 was given; 1 to 64 is allowed"),
         ("e.toml", "[envelope]\ncodec = \"xml\"", "e.toml:2:9: envelope.codec: \"xml\" was given; "),
     ] {

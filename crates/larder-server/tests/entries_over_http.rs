@@ -104,7 +104,8 @@ fn conditional_requests_compare_validators() {
     with("PUT", "If-Match", "*").is(412);
     let etag = with("PUT", "If-None-Match", "*").is(204).header("ETag").unwrap().to_owned();
     with("PUT", "If-None-Match", "*").is(412);
-    let unchanged = server.request("GET", path, &[("If-None-Match", &format!("\"x\", W/{etag}"))], b"").is(304);
+    let unchanged =
+        server.request("GET", path, &[("If-None-Match", &format!("\"x\", W/{etag}"))], b"").is(304);
     assert_eq!((unchanged.header("ETag"), unchanged.body.len()), (Some(etag.as_str()), 0));
     server.request("GET", path, &[("If-None-Match", "\"x\"")], b"").is(200);
     server.request("GET", path, &[("If-Match", "\"x\"")], b"").is(412);
@@ -202,11 +203,14 @@ fn removals_of_many_reach_what_they_name_and_nothing_else() {
         assert_eq!(there(), left, "{selection}");
     }
     fill();
-    for wrong in [json!({}), json!({"all": false}), json!({"tags": ["a"], "all": true}), json!({"tag": "a"})] {
+    for wrong in [json!({}), json!({"all": false}), json!({"tags": ["a"], "all": true}), json!({"tag": "a"})]
+    {
         server.post("/v1/invalidate/ns", &wrong).is(400);
     }
     // What a web page could send without asking first.
-    server.request("POST", "/v1/invalidate/ns", &[("Content-Type", "text/plain")], b"{\"all\": true}").is(415);
+    server
+        .request("POST", "/v1/invalidate/ns", &[("Content-Type", "text/plain")], b"{\"all\": true}")
+        .is(415);
     assert_eq!(there(), [true; 4]);
     server.post("/v1/invalidate/ns", &json!({"tags": []})).is(200);
 }

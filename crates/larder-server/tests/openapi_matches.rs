@@ -86,7 +86,8 @@ fn every_operation_answers_as_promised() {
             assert!(answer.status != 500 && answer.status != 400, "{method} {path}: {}", answer.text());
             has_succeeded |= answer.status < 300;
         }
-        let is_read = operation["operationId"].as_str().unwrap().contains("Entry") && matches!(method, "get" | "head");
+        let is_read =
+            operation["operationId"].as_str().unwrap().contains("Entry") && matches!(method, "get" | "head");
         assert!(has_succeeded || is_read, "{method} {path} never succeeded");
     }
     // Reads once more, now of entries that are there.
@@ -124,7 +125,11 @@ fn odd_inputs_get_promised_answers() {
             for (also, tail) in tails.iter().enumerate() {
                 for (third, headers) in headers.iter().enumerate() {
                     for method in ["GET", "HEAD", "PUT", "POST", "DELETE"] {
-                        let body = if matches!(method, "PUT" | "POST") { bodies[(at + also + third) % 5] } else { b"" };
+                        let body = if matches!(method, "PUT" | "POST") {
+                            bodies[(at + also + third) % 5]
+                        } else {
+                            b""
+                        };
                         let path = format!("/v1/{word}/{namespace}{tail}");
                         statuses.insert(server.request(method, &path, headers, body).status);
                     }

@@ -95,7 +95,11 @@ fn bytes_that_are_no_http_end_the_connection_and_nothing_else() {
         stream.write_all(bytes).unwrap();
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
-        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&answer));
+        assert!(
+            answer.is_empty() || answer.starts_with(b"HTTP/1.1 400"),
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
     }
     let many: String = (0..200).map(|at| format!("X-{at}: y\r\n")).collect();
     let answer = server.raw(format!("GET /healthz HTTP/1.1\r\n{many}\r\n").as_bytes());
@@ -170,13 +174,17 @@ fn an_address_for_others_needs_a_token() {
 fn request_ids_are_given_back_and_keys_stay_out_of_the_log() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start_with(folder.path(), &[], &[("LARDER_LOG", "debug")]);
-    let answer = server.request("PUT", "/v1/cache/ns/private-key", &[("X-Request-Id", "mine-1")], b"private-value");
+    let answer =
+        server.request("PUT", "/v1/cache/ns/private-key", &[("X-Request-Id", "mine-1")], b"private-value");
     assert_eq!(answer.header("X-Request-Id"), Some("mine-1"));
     let answer = server.request("GET", "/v1/cache/ns/private-key", &[("X-Request-Id", "a b\"c")], b"");
     assert_ne!(answer.header("X-Request-Id"), Some("a b\"c"));
     support::eventually("the request is in the log", || server.log().contains("mine-1"));
     let metrics = server.get("/metrics").is(200).text();
-    assert!(metrics.contains("larder_http_requests_total{operation=\"putEntry\",status=\"204\"} 1"), "{metrics}");
+    assert!(
+        metrics.contains("larder_http_requests_total{operation=\"putEntry\",status=\"204\"} 1"),
+        "{metrics}"
+    );
     for text in [server.log(), metrics] {
         assert!(!text.contains("private"), "{text}");
     }

@@ -70,9 +70,7 @@ fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_env("LARDER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
-        LogFormat::Text => {
-            log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init()
-        }
+        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
         LogFormat::Json => log.json().try_init(),
     };
     if let Err(error) = started {
@@ -99,7 +97,9 @@ async fn serve(settings: Settings) -> Result<Outcome, Failure> {
     };
     if let Some(fault) = &fault {
         if settings.require_data {
-            return Err(Failure::new(format!("the database can't be opened, and require_data is set: {fault}")));
+            return Err(Failure::new(format!(
+                "the database can't be opened, and require_data is set: {fault}"
+            )));
         }
         tracing::error!(
             fault,

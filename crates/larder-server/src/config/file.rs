@@ -76,10 +76,9 @@ impl<'t> Source<'t> {
             DeValue::Boolean(value) => Value::Bool(*value),
             DeValue::Integer(digits) => i64::from_str_radix(digits.as_str(), digits.radix())
                 .map_or_else(|_| Value::Text(digits.as_str().to_owned()), Value::Integer),
-            DeValue::Float(digits) => digits
-                .as_str()
-                .parse()
-                .map_or_else(|_| Value::Text(digits.as_str().to_owned()), Value::Float),
+            DeValue::Float(digits) => {
+                digits.as_str().parse().map_or_else(|_| Value::Text(digits.as_str().to_owned()), Value::Float)
+            }
             DeValue::Datetime(time) => Value::Text(time.to_string()),
             DeValue::Array(items) => Value::List(items.iter().map(|item| self.toml_value(item)).collect()),
             DeValue::Table(table) => return self.toml_table(table, origin),

@@ -230,8 +230,9 @@ impl Settings {
             token.reveal().len() >= TOKEN_BYTES_MIN && token.reveal().bytes().all(|b| b.is_ascii_graphic())
         };
         if !self.tokens.iter().all(fits) {
-            let message =
-                format!("a token is too short or has blanks; {TOKEN_BYTES_MIN} or more visible ASCII characters are allowed");
+            let message = format!(
+                "a token is too short or has blanks; {TOKEN_BYTES_MIN} or more visible ASCII characters are allowed"
+            );
             return Err(refusal(tree, "tokens", message));
         }
         if !self.listen.ip().is_loopback() && self.tokens.is_empty() {
@@ -292,7 +293,8 @@ fn setting_of(variable: &str) -> Option<String> {
 /// Whether Kubernetes or Docker links made the variable for a service that is called larder-something.
 fn is_orchestrators(name: &str) -> bool {
     let port = name == "PORT" || name.ends_with("_PORT");
-    let address = name.split_once("PORT_").is_some_and(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()));
+    let address =
+        name.split_once("PORT_").is_some_and(|(_, rest)| rest.starts_with(|c: char| c.is_ascii_digit()));
     port || address || name.contains("SERVICE_HOST") || name.contains("SERVICE_PORT")
 }
 
@@ -305,14 +307,14 @@ mod tests {
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
         let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        Settings::load(Some(&path), variables, []).map_err(|error| {
-            error.to_string().replace(&format!("{}/", folder.path().display()), "")
-        })
+        Settings::load(Some(&path), variables, [])
+            .map_err(|error| error.to_string().replace(&format!("{}/", folder.path().display()), ""))
     }
 
     #[test]
     fn three_formats_give_the_same_settings() {
-        let toml = "listen = \"127.0.0.1:1\"\n[defaults]\nttl = 1.5\ntags = [\"a\"]\n[l1]\nbytes_max = \"1 MiB\"\n";
+        let toml =
+            "listen = \"127.0.0.1:1\"\n[defaults]\nttl = 1.5\ntags = [\"a\"]\n[l1]\nbytes_max = \"1 MiB\"\n";
         let yaml = "listen: 127.0.0.1:1\ndefaults:\n  ttl: 1.5\n  tags: [a]\nl1:\n  bytes_max: 1 MiB\n";
         let json = r#"{"listen": "127.0.0.1:1", "defaults": {"ttl": 1.5, "tags": ["a"]}, "l1": {"bytes_max": "1 MiB"}}"#;
         for (name, text) in [("a.toml", toml), ("a.yaml", yaml), ("a.yml", yaml), ("a.json", json)] {
@@ -333,7 +335,8 @@ mod tests {
             ("LARDER_PORT_7070_TCP_ADDR", "10.0.0.1"),
             ("LARDER_TOKEN", "x"),
         ];
-        let settings = load("a.toml", "[defaults]\nttl = 1\n[http]\nconnections_max = 3", &variables).unwrap();
+        let settings =
+            load("a.toml", "[defaults]\nttl = 1\n[http]\nconnections_max = 3", &variables).unwrap();
         assert_eq!(settings.defaults.ttl, Duration::from_secs(7));
         assert_eq!(settings.http.connections_max, 3);
         assert_eq!(settings.tokens[1].reveal(), "1234567890123456");
@@ -347,16 +350,48 @@ mod tests {
     fn refusals_say_where_which_what_and_what_is_allowed() {
         let cases: &[(&str, &str, &str)] = &[
             ("a.toml", "listn = \"x\"", "a.toml:1:1: listn: there is no such setting; did you mean listen?"),
-            ("a.yaml", "http:\n  header_timout: 3", "a.yaml:2:3: http.header_timout: there is no such setting; did you mean header_timeout?"),
-            ("a.json", "{\n \"l1\": {\"zzzzzz\": 1}}", "l1.zzzzzz: there is no such setting; allowed are entries_max, bytes_max"),
-            ("a.toml", "[defaults]\nttl = -1", "a.toml:2:7: defaults.ttl: -1 is no duration; a number of seconds of 0 or more, or \"never\", is allowed"),
-            ("a.yaml", "defaults:\n  ttl_jitter: 2\n", "a.yaml:2:15: defaults.ttl_jitter: ttl_jitter is 2; 0 to 1 is allowed"),
+            (
+                "a.yaml",
+                "http:\n  header_timout: 3",
+                "a.yaml:2:3: http.header_timout: there is no such setting; did you mean header_timeout?",
+            ),
+            (
+                "a.json",
+                "{\n \"l1\": {\"zzzzzz\": 1}}",
+                "l1.zzzzzz: there is no such setting; allowed are entries_max, bytes_max",
+            ),
+            (
+                "a.toml",
+                "[defaults]\nttl = -1",
+                "a.toml:2:7: defaults.ttl: -1 is no duration; a number of seconds of 0 or more, or \"never\", is allowed",
+            ),
+            (
+                "a.yaml",
+                "defaults:\n  ttl_jitter: 2\n",
+                "a.yaml:2:15: defaults.ttl_jitter: ttl_jitter is 2; 0 to 1 is allowed",
+            ),
             ("a.toml", "listen = 5", "a.toml:1:10: listen: "),
-            ("a.toml", "listen = \"0.0.0.0:7070\"", "listen: 0.0.0.0:7070 can be reached from other hosts; set tokens"),
+            (
+                "a.toml",
+                "listen = \"0.0.0.0:7070\"",
+                "listen: 0.0.0.0:7070 can be reached from other hosts; set tokens",
+            ),
             ("a.toml", "tokens = [\"short\"]", "tokens: a token is too short"),
-            ("a.toml", "[l1]\nbytes_max = \"9 parsecs\"", "a.toml:2:13: l1.bytes_max: \"9 parsecs\" is no size"),
-            ("a.toml", "[http]\nrequest_timeout = 0", "a.toml:2:19: http.request_timeout: 0 was given; a number of seconds above 0"),
-            ("a.toml", "[http]\nconnections_max = -4", "a.toml:2:19: http.connections_max: integer `-4` was given; usize is allowed"),
+            (
+                "a.toml",
+                "[l1]\nbytes_max = \"9 parsecs\"",
+                "a.toml:2:13: l1.bytes_max: \"9 parsecs\" is no size",
+            ),
+            (
+                "a.toml",
+                "[http]\nrequest_timeout = 0",
+                "a.toml:2:19: http.request_timeout: 0 was given; a number of seconds above 0",
+            ),
+            (
+                "a.toml",
+                "[http]\nconnections_max = -4",
+                "a.toml:2:19: http.connections_max: integer `-4` was given; usize is allowed",
+            ),
             ("a.toml", "log = \"xml\"", "a.toml:1:7: log: \"xml\" was given; text or json is allowed"),
             ("a.toml", "a = = 1", "a.toml:1:5: "),
             ("a.json", "{\"listen\": }", "a.json:1:12: expected value"),
@@ -369,7 +404,10 @@ mod tests {
             assert!(error.contains(message), "{text:?} gave\n  {error}\nnot\n  {message}");
         }
         let error = load("a.toml", "", &[("LARDER_HTTP__BODY_BYTES_MAXX", "1")]).unwrap_err();
-        assert!(error.contains("environment variable LARDER_HTTP__BODY_BYTES_MAXX: http.body_bytes_maxx"), "{error}");
+        assert!(
+            error.contains("environment variable LARDER_HTTP__BODY_BYTES_MAXX: http.body_bytes_maxx"),
+            "{error}"
+        );
         let error = load("a.toml", "tokens = 1234567890123456789", &[]).unwrap_err();
         assert!(!error.contains("1234567890123456789"), "{error}");
     }

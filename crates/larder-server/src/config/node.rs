@@ -37,7 +37,11 @@ pub(crate) struct Name {
 /// Where a setting was written.
 #[derive(Clone, Debug)]
 pub(crate) enum Origin {
-    File { name: Arc<str>, line: usize, column: usize },
+    File {
+        name: Arc<str>,
+        line: usize,
+        column: usize,
+    },
     /// A file as a whole.
     Whole(Arc<str>),
     Environment(String),
@@ -270,7 +274,9 @@ impl<'de> de::SeqAccess<'de> for Items<'_> {
     ) -> Result<Option<T::Value>, ConfigError> {
         let Some(node) = self.nodes.next() else { return Ok(None) };
         self.at += 1;
-        seed.deserialize(node).map(Some).map_err(|error| error.within(&format!("[{}]", self.at - 1), &node.origin))
+        seed.deserialize(node)
+            .map(Some)
+            .map_err(|error| error.within(&format!("[{}]", self.at - 1), &node.origin))
     }
 }
 

@@ -38,7 +38,8 @@ impl Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = UNITS[..4].iter().rev().find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor));
+        let unit =
+            UNITS[..4].iter().rev().find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor));
         match unit {
             Some((name, factor)) => write!(f, "{} {name}", self.0 / factor),
             None => write!(f, "{} B", self.0),
@@ -64,10 +65,13 @@ impl<'de> Deserialize<'de> for Size {
                 Ok(Size(bytes))
             }
             fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<Size, E> {
-                u64::try_from(bytes).map(Size).map_err(|_| E::custom(format!("{bytes} is no size; {SIZES} is allowed")))
+                u64::try_from(bytes)
+                    .map(Size)
+                    .map_err(|_| E::custom(format!("{bytes} is no size; {SIZES} is allowed")))
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
-                Size::parse(text).ok_or_else(|| E::custom(format!("\"{text}\" is no size; {SIZES} is allowed")))
+                Size::parse(text)
+                    .ok_or_else(|| E::custom(format!("\"{text}\" is no size; {SIZES} is allowed")))
             }
         }
         deserializer.deserialize_str(Read)

@@ -35,7 +35,9 @@ impl Access {
             .get(header::AUTHORIZATION)
             .ok_or_else(|| refused("the header Authorization: Bearer <token> is missing"))?;
         let token = value.to_str().ok().and_then(|text| text.split_once(' '));
-        let Some((scheme, token)) = token else { return Err(refused("the header Authorization is malformed")) };
+        let Some((scheme, token)) = token else {
+            return Err(refused("the header Authorization is malformed"));
+        };
         let given: [u8; 32] = Sha256::digest(token.trim()).into();
         let is_known = self.tokens.iter().fold(Choice::from(0), |known, token| known | token.ct_eq(&given));
         if bool::from(is_known) && scheme.eq_ignore_ascii_case("bearer") {
@@ -87,7 +89,8 @@ mod tests {
         for foreign in ["evil.example", "127.0.0.1.evil.example:7070", "localhost.evil", ""] {
             assert_eq!(check(&settings, header::HOST, foreign), Some(Kind::Misdirected), "{foreign}");
         }
-        settings.tokens = vec![Secret::new("first-token-0123".into()), Secret::new("second-token-012".into())];
+        settings.tokens =
+            vec![Secret::new("first-token-0123".into()), Secret::new("second-token-012".into())];
         assert_eq!(check(&settings, header::AUTHORIZATION, "Bearer second-token-012"), None);
         for wrong in ["Bearer first", "Basic second-token-012", "second-token-012", "Bearer "] {
             assert_eq!(check(&settings, header::AUTHORIZATION, wrong), Some(Kind::Unauthorized), "{wrong}");

@@ -56,9 +56,15 @@ impl Bodies {
         Bodies { bytes_max, body_bytes_max, held: Arc::default() }
     }
 
+    /// Bytes of bodies that are held now.
+    pub(crate) fn held(&self) -> u64 {
+        self.held.load(Relaxed)
+    }
+
     /// Receives a body.
     pub(crate) async fn receive(&self, headers: &HeaderMap, mut body: Body) -> Result<Received, Problem> {
-        let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let announced =
+            headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         if announced.is_some_and(|length: u64| length > self.body_bytes_max) {
             // Reading it would tell a client that waits for leave to send that it may.
             let waits = headers.contains_key(header::EXPECT);

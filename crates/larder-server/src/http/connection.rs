@@ -56,15 +56,18 @@ impl TimedStream {
         header_timeout: Duration,
         write_timeout: Duration,
     ) -> Self {
-        TimedStream { stream, phase, header_timeout, write_timeout, head_deadline: None, write_deadline: None }
+        TimedStream {
+            stream,
+            phase,
+            header_timeout,
+            write_timeout,
+            head_deadline: None,
+            write_deadline: None,
+        }
     }
 
     /// Counts the time of a write that waits, and forgets it when one made progress.
-    fn timed_write<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        outcome: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
+    fn timed_write<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
             self.write_deadline = None;
             return outcome;
@@ -105,11 +108,7 @@ impl AsyncRead for TimedStream {
 }
 
 impl AsyncWrite for TimedStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.timed_write(cx, outcome)
     }

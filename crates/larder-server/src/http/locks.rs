@@ -5,10 +5,10 @@
 
 use crate::value::Key;
 use larder::key::Namespace;
-use std::hash::BuildHasher;
-use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::sync::Arc;
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 /// Enough that conditional writes of different keys seldom meet.
 const SHARDS: usize = 64;

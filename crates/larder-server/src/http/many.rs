@@ -143,9 +143,7 @@ async fn run(app: &App, space: &Cache<Key, StoredValue>, steps: Vec<Step>) -> Ve
                 let mut seen = HashSet::from([key.clone()]);
                 let mut etags = vec![value.etag()];
                 let mut entries = vec![(key, value)];
-                let mut is_alike = |step: &Step| {
-                    matches!(step, Step::Set(key, _, other) if *other == options && seen.insert(key.clone()))
-                };
+                let mut is_alike = |step: &Step| matches!(step, Step::Set(key, _, other) if *other == options && seen.insert(key.clone()));
                 while let Some(Step::Set(key, value, _)) = steps.next_if(&mut is_alike) {
                     etags.push(value.etag());
                     entries.push((key, value));

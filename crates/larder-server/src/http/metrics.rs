@@ -85,15 +85,26 @@ impl Text {
 }
 
 /// Writes all metrics.
-pub(crate) fn render(http: &HttpMetrics, stats: &Stats, health: &Health, is_degraded: bool) -> String {
+pub(crate) fn render(
+    http: &HttpMetrics,
+    stats: &Stats,
+    health: &Health,
+    is_degraded: bool,
+    body_bytes: u64,
+) -> String {
     let mut text = Text::default();
     text.family("larder_build_info", "gauge", "Always 1; the version is a label.");
     text.sample("larder_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
     let degraded = is_degraded || health.level != HealthLevel::Healthy;
-    text.gauge("larder_degraded", "1 while something that should work doesn't; see /healthz.", degraded.into());
+    text.gauge(
+        "larder_degraded",
+        "1 while something that should work doesn't; see /healthz.",
+        degraded.into(),
+    );
     of_cache(&mut text, stats);
     of_tiers(&mut text, stats);
     of_http(&mut text, http);
+    text.gauge("larder_http_body_bytes", "Bytes of request bodies in memory.", body_bytes);
     text.0
 }
 
@@ -109,13 +120,25 @@ fn of_cache(text: &mut Text, stats: &Stats) {
             ("miss", stats.misses),
         ],
     );
-    text.counter("larder_joined_total", "Reads that waited for a look-up another one had started.", stats.joined);
+    text.counter(
+        "larder_joined_total",
+        "Reads that waited for a look-up another one had started.",
+        stats.joined,
+    );
     text.counter("larder_overloaded_total", "Reads refused at a bound.", stats.overloaded);
     text.counter("larder_sets_total", "Sets.", stats.sets);
-    text.counter("larder_sets_superseded_total", "Sets that lost to a later set or removal.", stats.sets_superseded);
+    text.counter(
+        "larder_sets_superseded_total",
+        "Sets that lost to a later set or removal.",
+        stats.sets_superseded,
+    );
     text.counter("larder_sets_local_total", "Sets that are in memory only: a tier failed.", stats.sets_local);
     text.counter("larder_removals_total", "Removals of keys, tags, patterns and clears.", stats.removals);
-    text.counter("larder_removals_queued_total", "Removals that a tier could not take yet.", stats.removals_queued);
+    text.counter(
+        "larder_removals_queued_total",
+        "Removals that a tier could not take yet.",
+        stats.removals_queued,
+    );
     let evicted = &stats.evicted;
     text.counters(
         "larder_l1_evicted_total",
@@ -143,7 +166,11 @@ fn of_tiers(text: &mut Text, stats: &Stats) {
             text.sample("larder_tier_reads_total", &[("tier", &tier.name), ("outcome", outcome)], value);
         }
     }
-    text.family("larder_tier_refused_total", "counter", "Entries that a tier gave and that were refused, by reason.");
+    text.family(
+        "larder_tier_refused_total",
+        "counter",
+        "Entries that a tier gave and that were refused, by reason.",
+    );
     for tier in &stats.tiers {
         for (reason, value) in &tier.refused {
             text.sample("larder_tier_refused_total", &[("tier", &tier.name), ("reason", reason)], value);
@@ -153,13 +180,19 @@ fn of_tiers(text: &mut Text, stats: &Stats) {
     let families: [(&str, &str, &str, Of); 7] = [
         ("larder_tier_promotions_total", "counter", "Entries copied upwards.", |tier| tier.promotions),
         ("larder_tier_writes_total", "counter", "Accepted writes.", |tier| tier.writes),
-        ("larder_tier_writes_fenced_total", "counter", "Writes that lost to a removal or later set.", |tier| {
-            tier.writes_fenced
-        }),
+        (
+            "larder_tier_writes_fenced_total",
+            "counter",
+            "Writes that lost to a removal or later set.",
+            |tier| tier.writes_fenced,
+        ),
         ("larder_tier_errors_total", "counter", "Calls that failed or timed out.", |tier| tier.errors),
-        ("larder_tier_bypassed_total", "counter", "Calls that passed a tier by while it was set aside.", |tier| {
-            tier.bypassed
-        }),
+        (
+            "larder_tier_bypassed_total",
+            "counter",
+            "Calls that passed a tier by while it was set aside.",
+            |tier| tier.bypassed,
+        ),
         ("larder_tier_undelivered", "gauge", "Removals that wait to be replayed.", |tier| tier.undelivered),
         ("larder_tier_aside", "gauge", "1 while the tier is set aside.", |tier| tier.is_aside.into()),
     ];

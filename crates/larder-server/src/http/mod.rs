@@ -138,7 +138,13 @@ impl App {
 
     async fn metrics_response(&self) -> Response<Body> {
         let (stats, health) = (self.cache.stats(), self.cache.health().await);
-        let text = metrics::render(&self.metrics, &stats, &health, self.database_fault.is_some());
+        let text = metrics::render(
+            &self.metrics,
+            &stats,
+            &health,
+            self.database_fault.is_some(),
+            self.bodies.held(),
+        );
         let mut response = Response::new(Body::from(text));
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
@@ -149,7 +155,8 @@ impl App {
     fn request_id(&self, headers: &HeaderMap) -> String {
         let given = headers.get(headers::REQUEST_ID).and_then(|value| value.to_str().ok());
         let is_plain = |id: &&str| {
-            (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            (1..=64).contains(&id.len())
+                && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
         };
         given.filter(is_plain).map_or_else(
             || format!("{:08x}-{}", self.run_id, self.request_count.fetch_add(1, Relaxed)),
@@ -192,11 +199,13 @@ async fn handle(
     let mut response = match answer.await {
         Ok(response) => response,
         Err(problem) => {
-            if problem.status().is_server_error() {
-                tracing::warn!(request = id, operation = operation.name(), ?problem, "request failed");
-            } else {
-                tracing::debug!(request = id, operation = operation.name(), ?problem, "request refused");
+            let (kind, operation) = (problem.kind(), operation.name());
+            // Overload is counted, not logged: a line per refused request would add to it.
+            if problem.status().is_server_error() && kind != Kind::Overloaded {
+                tracing::warn!(request = id, operation, ?kind, "request failed");
             }
+            // The detail may hold a part of the key.
+            tracing::debug!(request = id, operation, ?problem, "request refused");
             problem.into_response(&id)
         }
     };

@@ -68,9 +68,11 @@ impl Kind {
             Kind::Unavailable => {
                 ("unavailable", StatusCode::SERVICE_UNAVAILABLE, "The storage can't do this at the moment")
             }
-            Kind::Timeout => {
-                ("timeout", StatusCode::SERVICE_UNAVAILABLE, "The request took too long; it may have had an effect")
-            }
+            Kind::Timeout => (
+                "timeout",
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The request took too long; it may have had an effect",
+            ),
         }
     }
 
@@ -94,7 +96,6 @@ impl Problem {
         self
     }
 
-    #[cfg(test)]
     pub(crate) fn kind(&self) -> Kind {
         self.kind
     }

@@ -115,7 +115,8 @@ pub(crate) fn router(app: &Arc<App>) -> Result<Router, String> {
             let Some(filter) = filter(method) else { continue };
             let id = described["operationId"].as_str().unwrap_or_default();
             let at = missing.iter().position(|operation| operation.name() == id);
-            let operation = missing.remove(at.ok_or_else(|| format!("{id:?} is no operation, or stands twice"))?);
+            let operation =
+                missing.remove(at.ok_or_else(|| format!("{id:?} is no operation, or stands twice"))?);
             methods = methods.merge(on(filter, handler(app, operation, None)));
             allowed.push(method.to_ascii_uppercase());
         }

@@ -20,7 +20,8 @@ fn parts(uri: &Uri) -> (&str, Option<&str>) {
 /// The namespace of a path like `/v1/keys/{namespace}`.
 pub(crate) fn namespace(uri: &Uri) -> Result<Namespace, Problem> {
     let decoded = percent_decode(parts(uri).0, Plus::Literal)?;
-    let text = std::str::from_utf8(&decoded).map_err(|_| Problem::bad_request("the namespace is no UTF-8"))?;
+    let text =
+        std::str::from_utf8(&decoded).map_err(|_| Problem::bad_request("the namespace is no UTF-8"))?;
     Ok(Namespace::new(text)?)
 }
 
@@ -61,7 +62,9 @@ impl Query {
             let name = String::from_utf8_lossy(&percent_decode(name, Plus::Space)?).into_owned();
             if !allowed.contains(&name.as_str()) {
                 let allowed = if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") };
-                return Err(Problem::bad_request(format!("there is no parameter {name:?}; allowed: {allowed}")));
+                return Err(Problem::bad_request(format!(
+                    "there is no parameter {name:?}; allowed: {allowed}"
+                )));
             }
             if parameters.iter().any(|(other, _)| *other == name) {
                 return Err(Problem::bad_request(format!("the parameter {name} stands twice")));
@@ -118,7 +121,17 @@ pub(crate) fn percent_encode(bytes: &[u8]) -> String {
     let mut encoded = String::with_capacity(bytes.len());
     for &byte in bytes {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b':' | b'/' | b'@' | b'=' => {
+            b'a'..=b'z'
+            | b'A'..=b'Z'
+            | b'0'..=b'9'
+            | b'-'
+            | b'_'
+            | b'.'
+            | b'~'
+            | b':'
+            | b'/'
+            | b'@'
+            | b'=' => {
                 encoded.push(char::from(byte));
             }
             _ => encoded.push_str(&format!("%{byte:02X}")),
@@ -147,7 +160,9 @@ mod tests {
         assert!(key("/v1/cache/ns/a+b").unwrap() == Key::from("a+b"));
         assert!(key("/v1/cache/ns?key=").unwrap() == Key::from(""));
         assert!(key("/v1/cache/ns/%ff%00").unwrap() == Key::from(vec![0xff, 0]));
-        for wrong in ["ns/%", "ns/%2", "ns/%zz", "ns", "ns?key64=*", "ns?key=a&key64=YQ", "ns?key=a&key=b", "ns?kye=a"] {
+        for wrong in
+            ["ns/%", "ns/%2", "ns/%zz", "ns", "ns?key64=*", "ns?key=a&key64=YQ", "ns?key=a&key=b", "ns?kye=a"]
+        {
             assert!(key(&format!("/v1/cache/{wrong}")).is_err(), "{wrong}");
         }
     }

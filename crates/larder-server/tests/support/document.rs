@@ -31,15 +31,17 @@ fn operation(method: &str, path: &str) -> Option<&'static Value> {
     let matches = |template: &str| {
         let mut parts = path.splitn(template.split('/').count(), '/');
         template.split('/').all(|part| match parts.next() {
-            Some(given) => (part == "{key}" && !given.is_empty())
+            Some(given) => {
+                (part == "{key}" && !given.is_empty())
                     || (part.starts_with('{') && !given.is_empty() && !given.contains('/'))
-                    || part == given,
+                    || part == given
+            }
             None => false,
         }) && parts.next().is_none()
     };
-    let found = operations().into_iter().find(|(template, other, _)| {
-        matches(template) && (other.eq_ignore_ascii_case(method))
-    });
+    let found = operations()
+        .into_iter()
+        .find(|(template, other, _)| matches(template) && (other.eq_ignore_ascii_case(method)));
     found.map(|(_, _, operation)| operation)
 }
 
@@ -55,16 +57,19 @@ pub fn check(method: &str, path: &str, answer: &Answer) {
     assert!(promised.is_object(), "this status is not in the document: {}", shown());
     let promised = resolve(promised);
     for (name, _) in &answer.headers {
-        let is_ours = name.starts_with("larder-") || matches!(name.as_str(), "etag" | "age" | "cache-status" | "retry-after" | "x-request-id");
+        let is_ours = name.starts_with("larder-")
+            || matches!(name.as_str(), "etag" | "age" | "cache-status" | "retry-after" | "x-request-id");
         let headers = promised["headers"].as_object();
-        let is_listed = headers.is_some_and(|headers| headers.keys().any(|other| other.eq_ignore_ascii_case(name)));
+        let is_listed =
+            headers.is_some_and(|headers| headers.keys().any(|other| other.eq_ignore_ascii_case(name)));
         assert!(!is_ours || is_listed, "the header {name} is not in the document: {}", shown());
     }
     assert!(answer.header("x-request-id").is_some(), "{}", shown());
     if method == "HEAD" || matches!(answer.status, 202 | 204 | 304) && answer.body.is_empty() {
         return;
     }
-    let content = promised["content"].as_object().unwrap_or_else(|| panic!("no body is promised: {}", shown()));
+    let content =
+        promised["content"].as_object().unwrap_or_else(|| panic!("no body is promised: {}", shown()));
     let given = answer.header("content-type").unwrap_or_default().split(';').next().unwrap();
     let Some((_, media)) = content.iter().find(|(kind, _)| *kind == given || *kind == "*/*") else {
         panic!("the type {given} is not promised: {}", shown());
