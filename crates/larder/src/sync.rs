@@ -30,7 +30,7 @@ impl<T: ?Sized> Mutex<T> {
 
 impl<T: ?Sized> Mutex<T> {
     /// `None` while another thread holds it.
-    pub(crate) fn try_lock(&self) -> Option<imp::MutexGuard<'_, T>> {
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         match self.0.try_lock() {
             Ok(guard) => Some(guard),
             Err(std::sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),

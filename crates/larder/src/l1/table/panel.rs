@@ -189,14 +189,14 @@ impl Score {
     }
 
     fn better_than(&self, current: usize) -> Option<usize> {
-        let ev=|n:&str,d:f64| std::env::var(n).ok().and_then(|k| k.parse::<f64>().ok()).unwrap_or(d);
+        let ev = |n: &str, d: f64| std::env::var(n).ok().and_then(|k| k.parse::<f64>().ok()).unwrap_or(d);
         let best = (0..LANES).max_by(|&i, &j| self.hits[i].total_cmp(&self.hits[j]))?;
         let (won, lost) = (self.wins[best][current], self.wins[current][best]);
         let lead = won - lost;
         let share = self.hits[best] / self.total.max(1.0);
         let distance = f64::from((KNOBS[best].small - KNOBS[current].small).abs());
-        let w = if self.worth < 0.1 { ev("PW",0.02) } else { self.worth };
-        let worth = (w * share * (1.0 - share) + ev("PD",0.02) * distance) * self.total;
+        let w = if self.worth < 0.1 { ev("PW", 0.02) } else { self.worth };
+        let worth = (w * share * (1.0 - share) + ev("PD", 0.02) * distance) * self.total;
         (best != current && lead > self.deviations * (won + lost).sqrt() && lead > worth).then_some(best)
     }
 }

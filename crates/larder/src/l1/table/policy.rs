@@ -92,7 +92,10 @@ impl Policy {
     /// For about `entries` entries, under these knobs alone.
     pub(super) fn only(knobs: &Knobs, entries: usize) -> Self {
         let entries_if = |used: bool| if used { entries } else { 0 };
-        Policy { ghost: Ghost::new(entries_if(knobs.ghost)), sketch: Sketch::new(entries_if(knobs.admission)) }
+        Policy {
+            ghost: Ghost::new(entries_if(knobs.ghost)),
+            sketch: Sketch::new(entries_if(knobs.admission)),
+        }
     }
 
     /// Grows its memory when there are more entries than it was made for.
