@@ -1,0 +1,87 @@
+//! The progress bar on stderr: compressed bytes while reading, accesses while replaying. It is silent when
+//! stderr is not a terminal.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::Read;
+
+/// Accesses between two updates: rare enough to cost nothing, often enough to look alive.
+pub(super) const ACCESSES_PER_TICK: usize = 1 << 16;
+
+const READ_SIZED: &str = "{prefix:>8} [{bar:32}] {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
+const READ_UNSIZED: &str = "{prefix:>8} {spinner} {bytes}, {bytes_per_sec}";
+const REPLAY: &str = "{prefix:>8} [{bar:32}] {human_pos}/{human_len} accesses, {per_sec}, {eta} left, {msg}";
+
+/// One bar, for one trace.
+pub(super) struct Progress(ProgressBar);
+
+impl Progress {
+    pub(super) fn reading() -> Self {
+        let bar = ProgressBar::no_length().with_style(style(READ_UNSIZED)).with_prefix("reading");
+        Self(bar)
+    }
+
+    /// No bar at all, for tests.
+    #[cfg(test)]
+    pub(super) fn hidden() -> Self {
+        Self(ProgressBar::hidden())
+    }
+
+    /// Sets the length of the input as it lies on the disk.
+    pub(super) fn input_bytes(&self, bytes: u64) {
+        self.0.set_style(style(READ_SIZED));
+        self.0.set_length(bytes);
+    }
+
+    /// Counts what is read through the returned reader.
+    pub(super) fn count<R: Read>(&self, reader: R) -> impl Read + use<R> {
+        self.0.wrap_read(reader)
+    }
+
+    /// Goes over from bytes read to `accesses` replayed, all passes together.
+    pub(super) fn replaying(&self, accesses: u64) {
+        self.0.set_style(style(REPLAY));
+        self.0.set_prefix("replaying");
+        self.0.set_length(accesses);
+        self.0.set_position(0);
+        self.0.reset();
+    }
+
+    /// Says which pass runs.
+    pub(super) fn pass(&self, pass: impl Into<String>) {
+        self.0.set_message(pass.into());
+    }
+
+    /// Prints something else to stderr without tearing the bar.
+    pub(super) fn suspend(&self, print: impl FnOnce()) {
+        self.0.suspend(print);
+    }
+
+    /// Counts accesses.
+    pub(super) fn advance(&self, accesses: usize) {
+        self.0.inc(accesses as u64);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template)
+        .expect("the templates of this file are valid")
+        .progress_chars("=> ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_are_valid() {
+        for template in [READ_SIZED, READ_UNSIZED, REPLAY] {
+            style(template);
+        }
+    }
+}
