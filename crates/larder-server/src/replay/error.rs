@@ -15,7 +15,7 @@ pub(crate) enum ReplayError {
     /// A malformed line under `--strict`.
     Malformed { trace: String, line: u64, problem: String },
     /// Nothing to replay.
-    NoAccesses { trace: String, lines: u64, malformed: u64 },
+    NoAccesses { trace: String, lines: u64, malformed: u64, first: Option<String> },
     /// The bytes are text in an encoding whose lines can't be told apart.
     Encoding { trace: String },
     /// A tier of the stack could not be opened.
@@ -35,11 +35,12 @@ impl fmt::Display for ReplayError {
                 write!(f, "{trace}:{line}: {problem} (--strict stops here)")
             }
             NoAccesses { trace, lines: 0, .. } => write!(f, "{trace}: holds no accesses: it is empty"),
-            NoAccesses { trace, lines, malformed } => write!(
-                f,
-                "{trace}: holds no accesses: all {lines} lines are blank, comments, a header or malformed \
-                 ({malformed} malformed)"
-            ),
+            NoAccesses { trace, first: Some(first), malformed, .. } => {
+                write!(f, "{trace}: holds no accesses; {malformed} malformed lines, the first is {first}")
+            }
+            NoAccesses { trace, lines, .. } => {
+                write!(f, "{trace}: holds no accesses: all {lines} lines are blank, comments or a header")
+            }
             Encoding { trace } => {
                 write!(
                     f,

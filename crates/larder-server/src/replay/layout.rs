@@ -184,14 +184,8 @@ impl Columns {
             |allowed: &[&str]| names.iter().position(|name| allowed.iter().any(|a| a.as_bytes() == name));
         let (time, key, size) = (find(&TIME_NAMES), find(&KEY_NAMES)?, find(&SIZE_NAMES));
         // A lone `key` is as likely a key.
-        (time.is_some() || size.is_some()).then(|| Self {
-            separator,
-            header: true,
-            count: names.len(),
-            time,
-            key,
-            size,
-        })
+        let header = Self { separator, header: true, count: names.len(), time, key, size };
+        (time.is_some() || size.is_some()).then_some(header)
     }
 
     fn parse<'a>(&self, line: &'a [u8]) -> Result<Record<'a>, String> {

@@ -277,8 +277,9 @@ impl<'a> Reader<'a> {
     fn finish(self, lines: &Lines) -> Result<Trace, ReplayError> {
         let read = lines.number();
         if self.ids.is_empty() {
-            let malformed = self.malformed.lines;
-            return Err(ReplayError::NoAccesses { trace: self.trace, lines: read, malformed });
+            let Malformed { lines: malformed, first } = self.malformed;
+            let first = first.into_iter().next();
+            return Err(ReplayError::NoAccesses { trace: self.trace, lines: read, malformed, first });
         }
         Ok(Trace {
             name: self.trace,
@@ -373,7 +374,7 @@ mod tests {
 
     #[test]
     fn malformed_lines_are_counted_and_the_first_ten_kept() {
-        let mut content = String::from("1,a,1\n".repeat(30));
+        let mut content = "1,a,1\n".repeat(30);
         content.push_str(&"2,b\n".repeat(12));
         let trace = read(content.as_bytes());
         assert_eq!((trace.len(), trace.malformed.lines), (30, 12));
