@@ -270,17 +270,17 @@ impl NextUses {
     ) -> Vec<u64> {
         progress.pass("bound");
         let smallest = trace.smallest_sizes();
-        let mut intervals: Vec<(u128, u32)> = Vec::new();
+        let mut intervals: Vec<(u64, u32)> = Vec::new();
         for (access, next) in self.0.iter().enumerate().filter(|(_, next)| **next != NEVER) {
             let size = smallest[trace.ids[access] as usize];
-            intervals.push((u128::from(size) * u128::from(*next - access as u32), size));
+            intervals.push((u64::from(size) * u64::from(*next - access as u32), size));
         }
         intervals.sort_unstable();
         let bound = |capacity: u64| {
             let mut left = u128::from(capacity) * trace.len() as u128;
             let fitting = intervals.iter().filter(|(_, size)| u64::from(*size) <= capacity);
             let kept = fitting.take_while(|(cost, _)| {
-                let enough = left.checked_sub(*cost);
+                let enough = left.checked_sub(u128::from(*cost));
                 left = enough.unwrap_or(left);
                 enough.is_some()
             });

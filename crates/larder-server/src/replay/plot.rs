@@ -18,8 +18,9 @@ pub(super) struct Series {
 pub(super) fn write(out: &mut impl Write, series: &[Series], ticks: &[String]) -> io::Result<()> {
     let Some(first) = series.first().filter(|series| series.points.len() > 1) else { return Ok(()) };
     let columns = columns(&first.points);
-    let top = top(series);
-    let row = |ratio: f64| HEIGHT - 1 - ((ratio / top) * (HEIGHT - 1) as f64).round() as usize;
+    let (bottom, top) = edges(series);
+    let row =
+        |ratio: f64| HEIGHT - 1 - ((ratio - bottom) / (top - bottom) * (HEIGHT - 1) as f64).round() as usize;
 
     let mut grid = vec![[' '; WIDTH]; HEIGHT];
     for series in series.iter().rev() {
@@ -42,7 +43,8 @@ pub(super) fn write(out: &mut impl Write, series: &[Series], ticks: &[String]) -
 
     for (at, line) in grid.iter().enumerate() {
         let label = if at % 3 == 0 {
-            format!("{:.0}%", top * 100.0 * (HEIGHT - 1 - at) as f64 / (HEIGHT - 1) as f64)
+            let height = (HEIGHT - 1 - at) as f64 / (HEIGHT - 1) as f64;
+            format!("{:.0}%", (bottom + (top - bottom) * height) * 100.0)
         } else {
             String::new()
         };
@@ -58,10 +60,14 @@ pub(super) fn write(out: &mut impl Write, series: &[Series], ticks: &[String]) -
     writeln!(out, "{:>LABEL_WIDTH$}  {}   (hit ratio against capacity)", "", legend.join("   "))
 }
 
-/// The plot's upper edge: the highest ratio rounded up so that the four labels are whole numbers.
-fn top(series: &[Series]) -> f64 {
-    let highest = series.iter().flat_map(|series| &series.points).map(|point| point.1).fold(0.0, f64::max);
-    ((highest * 25.0).ceil() / 25.0).clamp(0.04, 1.0)
+/// The ratios at the plot's edges, a multiple of 4% apart so that the five labels are whole numbers. The lower
+/// one is 0, unless that would leave half of the plot empty.
+fn edges(series: &[Series]) -> (f64, f64) {
+    let ratios = || series.iter().flat_map(|series| &series.points).map(|point| point.1);
+    let top = (ratios().fold(0.0, f64::max) * 25.0).ceil().clamp(1.0, 25.0);
+    let lowest = (ratios().fold(1.0, f64::min) * 25.0).floor().min(top - 1.0);
+    let bottom = if lowest * 2.0 > top { lowest } else { 0.0 };
+    (bottom / 25.0, top / 25.0)
 }
 
 /// Where each capacity stands.
@@ -121,6 +127,7 @@ mod tests {
         drawn(&[(1.0, 0.0), (2.0, 0.0)]);
         drawn(&[(1.0, 1.0), (1.8e19, 1.0)]);
         drawn(&[(1e15, 0.5), (1e15 + 2.0, 0.5)]);
+        assert!(drawn(&[(5.0, 1.0), (6.0, 1.0)]).contains("50% ┤"));
         assert_eq!(drawn(&[(5.0, 0.5)]), "", "one point is not a plot");
     }
 }

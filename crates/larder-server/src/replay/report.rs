@@ -178,12 +178,16 @@ impl Report {
         if let Some(ttl) = self.ttl {
             writeln!(out, "  entries live {ttl:?}; LRU and {} know no TTL", self.best.title())?;
         }
-        if self.best == Best::Pfoo {
-            writeln!(
-                out,
-                "  bound: no policy can hit more (PFOO-L); by bytes the optimum itself can't be computed"
-            )?;
+        match self.best {
+            Best::Belady => writeln!(out, "  Belady: the most hits that any policy could have had")?,
+            Best::Pfoo => {
+                writeln!(
+                    out,
+                    "  bound: no policy can have more hits (PFOO-L); by bytes the optimum is NP-hard"
+                )?;
+            }
         }
+        writeln!(out, "  times: of one access in {SAMPLED_ONE_IN}, on one thread")?;
         writeln!(out)
     }
 

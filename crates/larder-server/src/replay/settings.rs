@@ -21,7 +21,7 @@ use std::time::Duration;
 /// key, id, object, object_id or obj_id; size, bytes, value_size, object_size or obj_size.
 ///
 /// Memory: 8 bytes per access and up to 80 per distinct key, 4 more per access with sizes, 8 more with --ttl,
-/// 32 more with --by bytes.
+/// 16 more with --by bytes.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ReplayArgs {
     /// The traces, each replayed by itself; - is standard input

@@ -274,13 +274,15 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn finish(self, lines: &Lines) -> Result<Trace, ReplayError> {
+    fn finish(mut self, lines: &Lines) -> Result<Trace, ReplayError> {
         let read = lines.number();
         if self.ids.is_empty() {
             let Malformed { lines: malformed, first } = self.malformed;
             let first = first.into_iter().next();
             return Err(ReplayError::NoAccesses { trace: self.trace, lines: read, malformed, first });
         }
+        // Growing left up to half of it unused, for as long as the replay takes.
+        self.ids.shrink_to_fit();
         Ok(Trace {
             name: self.trace,
             layout: self.layout,
