@@ -1,7 +1,8 @@
 //! The progress bar on stderr: compressed bytes while reading, accesses while replaying. It is silent when
 //! stderr is not a terminal.
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
+use std::fmt::Write;
 use std::io::Read;
 
 /// Accesses between two updates: rare enough to cost nothing, often enough to look alive.
@@ -9,7 +10,7 @@ pub(super) const ACCESSES_PER_TICK: usize = 1 << 16;
 
 const READ_SIZED: &str = "{prefix:>8} [{bar:32}] {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
 const READ_UNSIZED: &str = "{prefix:>8} {spinner} {bytes}, {bytes_per_sec}";
-const REPLAY: &str = "{prefix:>8} [{bar:32}] {human_pos}/{human_len} accesses, {per_sec}, {eta} left, {msg}";
+const REPLAY: &str = "{prefix:>8} [{bar:32}] {human_pos}/{human_len} accesses, {rate}, {eta} left, {msg}";
 
 /// One bar, for one trace.
 pub(super) struct Progress(ProgressBar);
@@ -72,6 +73,11 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template)
         .expect("the templates of this file are valid")
         .progress_chars("=> ")
+        // `per_sec` has four decimals.
+        .with_key("rate", |state: &ProgressState, out: &mut dyn Write| {
+            // A bar that can't be written is nobody's failure.
+            let _ = write!(out, "{}/s", HumanCount(state.per_sec() as u64));
+        })
 }
 
 #[cfg(test)]
