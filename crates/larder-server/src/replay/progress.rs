@@ -1,16 +1,17 @@
 //! The progress bar on stderr: compressed bytes while reading, accesses while replaying. It is silent when
 //! stderr is not a terminal.
 
-use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use std::fmt::Write;
 use std::io::Read;
+use std::time::Duration;
 
 /// Accesses between two updates: rare enough to cost nothing, often enough to look alive.
 pub(super) const ACCESSES_PER_TICK: usize = 1 << 16;
 
-const READ_SIZED: &str = "{prefix:>8} [{bar:32}] {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
+const READ_SIZED: &str = "{prefix:>8} [{bar:32}] {bytes}/{total_bytes}, {bytes_per_sec}, {left} left";
 const READ_UNSIZED: &str = "{prefix:>8} {spinner} {bytes}, {bytes_per_sec}";
-const REPLAY: &str = "{prefix:>8} [{bar:32}] {human_pos}/{human_len} accesses, {rate}, {eta} left, {msg}";
+const REPLAY: &str = "{prefix:>8} [{bar:32}] {human_pos}/{human_len} accesses, {rate}, {left} left, {msg}";
 
 /// One bar, for one trace.
 pub(super) struct Progress(ProgressBar);
@@ -40,11 +41,11 @@ impl Progress {
 
     /// Goes over from bytes read to `accesses` replayed, all passes together.
     pub(super) fn replaying(&self, accesses: u64) {
+        // Back to zero first, so that no drawing shows bytes as accesses.
+        self.0.reset();
+        self.0.set_length(accesses);
         self.0.set_style(style(REPLAY));
         self.0.set_prefix("replaying");
-        self.0.set_length(accesses);
-        self.0.set_position(0);
-        self.0.reset();
     }
 
     /// Says which pass runs.
@@ -73,11 +74,20 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template)
         .expect("the templates of this file are valid")
         .progress_chars("=> ")
-        // `per_sec` has four decimals.
+        // From the mean since the pass began: indicatif's own estimate needs many seconds to settle.
         .with_key("rate", |state: &ProgressState, out: &mut dyn Write| {
             // A bar that can't be written is nobody's failure.
-            let _ = write!(out, "{}/s", HumanCount(state.per_sec() as u64));
+            let _ = write!(out, "{}/s", HumanCount(mean_rate(state) as u64));
         })
+        .with_key("left", |state: &ProgressState, out: &mut dyn Write| {
+            let todo = state.len().unwrap_or(0).saturating_sub(state.pos());
+            let seconds = Duration::try_from_secs_f64(todo as f64 / mean_rate(state)).unwrap_or_default();
+            let _ = write!(out, "{:#}", HumanDuration(seconds));
+        })
+}
+
+fn mean_rate(state: &ProgressState) -> f64 {
+    state.pos().max(1) as f64 / state.elapsed().as_secs_f64().max(1e-9)
 }
 
 #[cfg(test)]
