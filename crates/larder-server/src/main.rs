@@ -6,6 +6,7 @@ mod commands;
 mod config;
 mod data;
 mod http;
+mod replay;
 mod store;
 mod value;
 

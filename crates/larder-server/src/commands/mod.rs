@@ -46,6 +46,7 @@ enum Command {
     Stats(stats::Stats),
     /// Show what each tier knows of a key
     Explain(explain::Explain),
+    Replay(crate::replay::ReplayArgs),
 }
 
 /// How a command ended, if it did not fail.
@@ -133,12 +134,16 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Flush(flush) => block_on(flush.run()),
         Command::Stats(stats) => block_on(stats.run()),
         Command::Explain(explain) => block_on(explain.run()),
+        Command::Replay(arguments) => match crate::replay::run(&arguments) {
+            Ok(code) => return code,
+            Err(error) => Err(Failure::new(error.to_string())),
+        },
     };
     match ended {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Absent) => ExitCode::from(1),
         Err(failure) => {
-            eprintln!("larder: {failure}");
+            eprintln!("error: {failure}");
             ExitCode::from(2)
         }
     }

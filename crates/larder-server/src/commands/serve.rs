@@ -74,7 +74,7 @@ fn start_log(format: LogFormat) {
         LogFormat::Json => log.json().try_init(),
     };
     if let Err(error) = started {
-        eprintln!("larder: the log can't be started: {error}");
+        eprintln!("error: the log can't be started: {error}");
     }
 }
 

@@ -379,7 +379,7 @@ impl Backend for SqliteBackend {
             for thread in threads {
                 drop(thread.join());
             }
-            drop(joined.send(()));
+            let _ = joined.send(());
         })?;
         drop(joining.await);
         result
