@@ -379,7 +379,8 @@ impl Backend for SqliteBackend {
             for thread in threads {
                 drop(thread.join());
             }
-            drop(joined.send(()));
+            // Dropped with the future of `close`: nobody waits.
+            let _ = joined.send(());
         })?;
         drop(joining.await);
         result
