@@ -19,8 +19,8 @@ use support::{child, key, namespace, open_with, put, report};
 
 const CHILD: &str = "LARDER_TEST_PROCESS_CHILD";
 const PROCESSES: u64 = 4;
-const OPERATIONS: u64 = 400;
-const KEYS: u64 = 4;
+const OPERATIONS: u64 = 800;
+const KEYS: u64 = 3;
 
 /// Nanoseconds of a clock that all processes of the machine share.
 fn now() -> u64 {
@@ -62,8 +62,9 @@ async fn work(process: u64, path: &Path) {
                 let stamp = stamps.tick(wall_ms);
                 let id = process << 32 | n;
                 report(&format!("write {k} {ticket_at} {id}"));
-                if random.bool() {
-                    tokio::task::yield_now().await;
+                // A loader takes its time; removals by the others come in between.
+                for _ in 0..random.u32(..30) {
+                    backend.ping().await.unwrap();
                 }
                 let mut write = put(kind, &name, id.to_string(), ticket, stamp);
                 write.meta.tags = Tags::new((n % 2 == 0).then_some("red")).unwrap();

@@ -11,15 +11,15 @@ use larder::stamp::Stamp;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-pub fn namespace() -> Namespace {
+pub(crate) fn namespace() -> Namespace {
     Namespace::new("n").unwrap()
 }
 
-pub fn key(name: &str) -> EntryKey {
+pub(crate) fn key(name: &str) -> EntryKey {
     EntryKey::new(&namespace(), name).unwrap()
 }
 
-pub fn put(kind: EntryKind, name: &str, body: impl Into<Bytes>, ticket: Ticket, stamp: Stamp) -> Put {
+pub(crate) fn put(kind: EntryKind, name: &str, body: impl Into<Bytes>, ticket: Ticket, stamp: Stamp) -> Put {
     let meta = Meta {
         kind,
         stamp,
@@ -35,7 +35,7 @@ pub fn put(kind: EntryKind, name: &str, body: impl Into<Bytes>, ticket: Ticket, 
 }
 
 /// Puts with a fresh ticket, as a load: no other key's write refuses it.
-pub async fn store(
+pub(crate) async fn store(
     backend: &SqliteBackend,
     name: &str,
     body: impl Into<Bytes>,
@@ -44,17 +44,17 @@ pub async fn store(
     backend.put(put(EntryKind::Load, name, body, ticket, Stamp::MIN)).await
 }
 
-pub async fn open(path: &Path) -> larder::Result<SqliteBackend> {
+pub(crate) async fn open(path: &Path) -> larder::Result<SqliteBackend> {
     SqliteBackend::open(SqliteOptions::new(path)).await
 }
 
-pub async fn open_with(path: &Path, durability: Durability) -> larder::Result<SqliteBackend> {
+pub(crate) async fn open_with(path: &Path, durability: Durability) -> larder::Result<SqliteBackend> {
     SqliteBackend::open(SqliteOptions { durability, ..SqliteOptions::new(path) }).await
 }
 
 /// Runs one test of this same binary in a process of its own, which finds `variable` set. Its report goes
 /// to its standard error, which nothing else writes to.
-pub fn child(test: &str, variable: &str, value: &str) -> Child {
+pub(crate) fn child(test: &str, variable: &str, value: &str) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args([test, "--exact", "--nocapture", "--test-threads=1"])
         .env(variable, value)
@@ -65,7 +65,7 @@ pub fn child(test: &str, variable: &str, value: &str) -> Child {
 }
 
 /// One line of a child's report, in one write.
-pub fn report(line: &str) {
+pub(crate) fn report(line: &str) {
     use std::io::Write;
     std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
