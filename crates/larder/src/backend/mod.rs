@@ -255,6 +255,12 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// Whether it answers.
     async fn ping(&self) -> Result<()>;
 
+    /// What an operator should know: a file that was set aside and rebuilt, a disk that was full. Empty when
+    /// all is well.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Finishes what was acknowledged and releases files and connections. Later calls fail with
     /// [`ErrorKind::Closed`](crate::ErrorKind::Closed).
     async fn close(&self) -> Result<()>;

@@ -232,6 +232,3 @@ fn split_long(bytes: &[u8]) -> Option<(&[u8], &str)> {
 fn is_canonical(bytes: &[u8]) -> bool {
     split_long(bytes).is_some() || bytes.len() <= ENTRY_KEY_BYTES_MAX && walk::is_canonical(bytes)
 }
-
-#[cfg(test)]
-mod tests;
