@@ -2,6 +2,8 @@
 //! through the API, reads per second at 64 in flight, and synced puts per second of 64 callers beside one
 //! commit per put. `cargo run --release --example sqlite_figures --features sqlite`
 
+#![allow(clippy::print_stdout, reason = "it prints figures")]
+
 use bytes::Bytes;
 use larder::backend::{Backend, Durability, Put, SqliteBackend, SqliteOptions};
 use larder::clock::NEVER_MS;

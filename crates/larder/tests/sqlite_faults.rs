@@ -3,6 +3,7 @@
 //! The failure that this prevents: a cache file that is anything but healthy takes the service down, or
 //! is deleted although it was somebody's data.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
 #![cfg(feature = "sqlite")]
 
 #[path = "sqlite_support/mod.rs"]

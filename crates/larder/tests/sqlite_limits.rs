@@ -3,6 +3,7 @@
 //! The failure that this prevents: a cache that grows until the disk is full, or one that forgets a
 //! removal to stay small.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
 #![cfg(feature = "sqlite")]
 
 #[path = "sqlite_support/mod.rs"]

@@ -3,6 +3,7 @@
 //! The failure that this prevents: a process decides from something it remembers, a position or a fence,
 //! and lets a write in that another process's removal should have refused.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
 #![cfg(all(feature = "sqlite", target_os = "linux"))]
 
 #[path = "sqlite_support/mod.rs"]

@@ -3,6 +3,7 @@
 //! The failure that this prevents: a writer process dies in the middle of a group commit, a checkpoint or
 //! a page write, and the next process finds a torn value, an older one, or one that was removed.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
 #![cfg(all(feature = "sqlite", target_os = "linux"))]
 
 #[path = "sqlite_support/mod.rs"]
