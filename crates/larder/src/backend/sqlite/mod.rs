@@ -379,6 +379,7 @@ impl Backend for SqliteBackend {
             for thread in threads {
                 drop(thread.join());
             }
+            // Dropped with the future of `close`: nobody waits.
             let _ = joined.send(());
         })?;
         drop(joining.await);
