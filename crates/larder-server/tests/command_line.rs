@@ -1,6 +1,6 @@
 //! The commands do the same against a running server and against a folder that no server has, and end with
 //! codes that a script can use.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test that can't go on stops")]
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! A value comes back as it was put, with what is known of it, under whatever key and however the request
 //! spells it; conditional requests are atomic; removals of many reach what they name and nothing else.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test that can't go on stops")]
 
 mod support;
 

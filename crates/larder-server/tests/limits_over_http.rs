@@ -1,5 +1,5 @@
 //! No client can take more than its share: of memory by large bodies, of connections by being slow.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test that can't go on stops")]
 
 mod support;
 
@@ -99,6 +99,40 @@ fn a_silent_connection_is_cut_and_a_busy_one_is_not() {
     assert_eq!(silent.read(&mut [0]).unwrap_or(0), 0);
     let mut never_spoke = server.connect();
     assert_eq!(never_spoke.read(&mut [0]).unwrap_or(0), 0);
+}
+
+/// Sends the head of its next request early and takes a large answer slowly: neither may cut it.
+#[test]
+fn a_slow_reader_gets_its_answer_and_one_that_stops_is_cut() {
+    let limits = [("LARDER_HTTP__IDLE_TIMEOUT", "1"), ("LARDER_HTTP__HEADER_TIMEOUT", "0.2")];
+    let (_folder, server) = server(&limits);
+    let large = vec![7; 32 << 20];
+    server.put("/v1/cache/ns/k", &large).is(204);
+    let ask = b"GET /v1/cache/ns/k HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut slow = server.connect();
+    slow.write_all(ask).unwrap();
+    slow.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n").unwrap();
+    let mut taken = Vec::new();
+    let mut piece = vec![0; 1 << 20];
+    // About two seconds for 10 MiB, then the rest at once.
+    while taken.len() < 10 << 20 {
+        let read = slow.read(&mut piece).unwrap();
+        assert_ne!(read, 0, "cut after {} bytes", taken.len());
+        taken.extend_from_slice(&piece[..read]);
+        std::thread::sleep(Duration::from_micros(read as u64 / 5));
+    }
+    slow.write_all(b"\r\n").unwrap();
+    while !taken.ends_with(b"ready\n") {
+        let read = slow.read(&mut piece).unwrap();
+        assert_ne!(read, 0, "cut after {} bytes", taken.len());
+        taken.extend_from_slice(&piece[..read]);
+    }
+
+    let mut stopped = server.connect();
+    stopped.write_all(ask).unwrap();
+    eventually("the connection of a reader that stopped is closed", || {
+        server.get("/metrics").text().contains("\nlarder_http_connections 1\n")
+    });
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What was answered with 204 is there after a kill, after a stop under load, and after a restart; what
 //! can't be kept is never answered so, and a server without a disk goes on and says so.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test that can't go on stops")]
 
 mod support;
 

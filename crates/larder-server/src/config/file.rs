@@ -47,8 +47,8 @@ impl<'t> Source<'t> {
         Origin::File { name: self.name.clone(), line, column }
     }
 
-    fn error(&self, origin: Origin, message: impl ToString) -> ConfigError {
-        ConfigError::of("", origin, message.to_string())
+    fn error(&self, origin: Origin, message: impl Into<String>) -> ConfigError {
+        ConfigError::of("", origin, message)
     }
 
     fn toml(&self) -> Result<Node, ConfigError> {

@@ -100,9 +100,15 @@ impl AsyncRead for TimedStream {
         }
         let Some(deadline) = &mut this.head_deadline else { return outcome };
         // Asked also after a successful read: a client that sends a byte now and then is never pending.
-        if deadline.deadline() <= Instant::now() || deadline.as_mut().poll(cx).is_ready() {
+        if deadline.deadline() > Instant::now() && deadline.as_mut().poll(cx).is_pending() {
+            return outcome;
+        }
+        if this.write_deadline.is_none() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
+        // The head came early, while its client still takes the answer before it. That has its own limit.
+        deadline.as_mut().reset(Instant::now() + this.header_timeout);
+        let _ = deadline.as_mut().poll(cx);
         outcome
     }
 }

@@ -215,7 +215,7 @@ mod tests {
     fn larder_headers_win_over_cache_control() {
         let options = |pairs: &[(HeaderName, &str)]| entry_options(&headers(pairs), EntryOptions::default());
         let control = (header::CACHE_CONTROL, "public, max-age=60, stale-while-revalidate=5");
-        let from_control = options(&[control.clone()]).unwrap();
+        let from_control = options(std::slice::from_ref(&control)).unwrap();
         assert_eq!(from_control.ttl, Duration::from_secs(60));
         assert_eq!(from_control.stale_while_revalidate, Duration::from_secs(5));
         assert_eq!(options(&[control, (TTL, "0.5")]).unwrap().ttl, Duration::from_millis(500));

@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn one_key_however_it_is_written() {
-        let key = |uri: &str| super::key(&uri.parse::<Uri>().unwrap());
+        let key = |uri: &str| key(&uri.parse().unwrap());
         let same = [
             "/v1/cache/ns/a/b%20c",
             "/v1/cache/ns/a%2Fb%20c",
