@@ -1,5 +1,6 @@
 //! The memory backend keeps every promise of the suite; and the suite notices backends that don't.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
 #![cfg(feature = "conformance")]
 
 use async_trait::async_trait;

@@ -120,9 +120,11 @@ impl DataFile {
     /// Moves the file of `conn` away because SQLite found it damaged, unless somebody did so before.
     pub(super) fn abandon(&self, conn: Conn, reason: &rusqlite::Error) -> Result<()> {
         let _lock = self.lock()?;
-        let is_current = self.is_current(&conn);
-        if is_current { self.set_aside("corrupt", &reason.to_string()) } else { Ok(()) }
-        // `conn` drops after the move: SQLite sees that its file has moved, and leaves the new WAL alone.
+        let result =
+            if self.is_current(&conn) { self.set_aside("corrupt", &reason.to_string()) } else { Ok(()) };
+        // After the move: SQLite sees that its file has moved, and leaves the new WAL alone.
+        drop(conn);
+        result
     }
 
     /// Closes a connection under the lock: the last one deletes the WAL by name, which must not meet a
