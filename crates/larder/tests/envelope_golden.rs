@@ -4,6 +4,8 @@
 //! docs of `larder::envelope` and of the key encoding. They are never regenerated: a change that breaks
 //! one needs a new version of the envelope.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use bytes::Bytes;
 use larder::clock::NEVER_MS;
 use larder::entry::{EntryKind, Meta, Tags};

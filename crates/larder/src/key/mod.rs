@@ -105,7 +105,7 @@ impl fmt::Debug for Namespace {
 /// assert_eq!(key.text(), "profile:17");
 /// assert_ne!(key, EntryKey::new(&users, &("profile", "17"))?);
 /// assert_ne!(key, EntryKey::new(&users, "profile:17")?);
-/// # larder::Result::Ok(())
+/// # Ok::<(), larder::Error>(())
 /// ```
 #[derive(Clone)]
 pub struct EntryKey {
