@@ -1,6 +1,8 @@
 //! Prevents: a panic, a huge allocation, or worst of all a wrong value, from bytes that a tier gave back
 //! truncated, changed, or under another key.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use bytes::Bytes;
 use larder::entry::{EntryKind, Meta, Tags};
 use larder::envelope::{Codec, Compression, Envelope, EnvelopeOptions, NESTING_MAX, Refused};

@@ -1,5 +1,7 @@
 //! Prevents: two different keys that share an entry, and one key that has two.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use larder::ErrorKind;
 use larder::key::{ENTRY_KEY_BYTES_MAX, EntryKey, KEY_LEVELS_MAX, Namespace, Pattern};
 use proptest::prelude::*;

@@ -75,7 +75,7 @@ async fn damaged_files_are_set_aside_and_rebuilt() {
         let incidents = backend.incidents();
         assert_eq!(incidents.len(), 1, "{name}: {incidents:?}");
         let moved_to = incidents[0].moved_to.as_ref().unwrap();
-        assert_eq!(set_aside(&path, "corrupt"), [moved_to.clone()], "{name}");
+        assert_eq!(set_aside(&path, "corrupt"), std::slice::from_ref(moved_to), "{name}");
         backend.close().await.unwrap();
         open(&path).await.unwrap().close().await.unwrap();
         assert_eq!(set_aside(&path, "corrupt").len(), 1, "{name}: the new file is sound");

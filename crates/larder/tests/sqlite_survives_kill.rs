@@ -124,9 +124,11 @@ fn run_and_kill(job: &str, held: &mut HashMap<u64, State>) -> (usize, HashMap<u6
     lines.read_to_string(&mut rest).unwrap();
     for line in std::iter::once(first.trim()).chain(rest.lines()) {
         match line.split(' ').collect::<Vec<_>>()[..] {
-            ["begin", writer, "remove", _] => drop(maybe.insert(writer.parse().unwrap(), State::Absent)),
+            ["begin", writer, "remove", _] => {
+                maybe.insert(writer.parse().unwrap(), State::Absent);
+            }
             ["begin", writer, "set", n] => {
-                drop(maybe.insert(writer.parse().unwrap(), State::Value(n.parse().unwrap())));
+                maybe.insert(writer.parse().unwrap(), State::Value(n.parse().unwrap()));
             }
             ["done", writer] => {
                 let writer: u64 = writer.parse().unwrap();
@@ -148,7 +150,7 @@ async fn check(path: &Path, name: &str, held: &mut HashMap<u64, State>, maybe: &
             Err(_) => State::Absent,
             Ok(sealed) => {
                 let (by, n) = parse(&sealed).expect("a torn value");
-                assert_eq!((by, &sealed[..] == body(by, n)), (*writer, true), "a torn value");
+                assert_eq!((by, sealed == body(by, n)), (*writer, true), "a torn value");
                 State::Value(n)
             }
         };
