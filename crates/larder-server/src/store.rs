@@ -1,8 +1,8 @@
 //! The cache that the server and the commands use: memory, and the database in the data folder.
 
-use crate::config::{Settings, Survives};
+use crate::config::Settings;
 use crate::value::{Key, StoredValue};
-use larder::backend::{Durability, SqliteBackend, SqliteOptions};
+use larder::backend::{SqliteBackend, SqliteOptions};
 use larder::{Cache, Result};
 use std::path::Path;
 use std::sync::Arc;
@@ -28,10 +28,7 @@ pub(crate) async fn open(settings: &Settings, database: Option<&Path>) -> Result
         .envelope(envelope);
     if let Some(path) = database {
         let options = SqliteOptions {
-            durability: match settings.sqlite.durability {
-                Survives::Power => Durability::Power,
-                Survives::Process => Durability::Process,
-            },
+            durability: settings.sqlite.durability,
             entries_max: settings.sqlite.entries_max,
             bytes_max: settings.sqlite.bytes_max.map(|size| size.0),
             readers: settings.sqlite.readers,

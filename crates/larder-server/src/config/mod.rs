@@ -11,7 +11,7 @@ use node::{ConfigError, Origin, Value};
 pub(crate) use units::{Secret, Size};
 
 use larder::EntryOptions;
-use larder::backend::SqliteOptions;
+use larder::backend::{Durability, SqliteOptions};
 use larder::envelope::EnvelopeOptions;
 use node::Node;
 use serde::{Deserialize, Serialize};
@@ -96,7 +96,7 @@ impl Default for L1Settings {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct SqliteSettings {
     /// What an acknowledged set survives: `power` loss (the default), or only the end of the `process`.
-    pub(crate) durability: Survives,
+    pub(crate) durability: Durability,
     /// Default: no limit.
     pub(crate) entries_max: Option<u64>,
     /// Default: no limit.
@@ -108,25 +108,10 @@ pub(crate) struct SqliteSettings {
     pub(crate) busy_timeout: Duration,
 }
 
-/// [`Durability`](larder::backend::Durability) as a setting.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Survives {
-    #[default]
-    Power,
-    Process,
-}
-
 impl Default for SqliteSettings {
     fn default() -> Self {
-        let SqliteOptions { readers, busy_timeout, .. } = SqliteOptions::new("");
-        SqliteSettings {
-            durability: Survives::Power,
-            entries_max: None,
-            bytes_max: None,
-            readers,
-            busy_timeout,
-        }
+        let SqliteOptions { durability, readers, busy_timeout, .. } = SqliteOptions::new("");
+        SqliteSettings { durability, entries_max: None, bytes_max: None, readers, busy_timeout }
     }
 }
 
@@ -323,6 +308,24 @@ mod tests {
             assert_eq!(settings.defaults.ttl, Duration::from_millis(1500), "{name}");
             assert!(settings.defaults.tags.contains("a"), "{name}");
             assert_eq!(settings.l1.bytes_max, Size(1 << 20), "{name}");
+        }
+    }
+
+    /// What the example leaves out would be a setting that nobody finds.
+    #[test]
+    fn the_example_file_has_every_setting_at_its_default() {
+        let text = include_str!("../../larder.example.toml");
+        let json = |settings: &Settings| serde_json::to_value(settings).unwrap();
+        assert_eq!(json(&load("a.toml", text, &[]).unwrap()), json(&Settings::default()));
+        // With the commented ones, every name stands in it.
+        let all: String = text.lines().map(|line| format!("{}\n", line.trim_start_matches("# "))).collect();
+        fn names(value: &serde_json::Value) -> Vec<&String> {
+            let members = value.as_object().into_iter().flatten();
+            members.flat_map(|(name, inner)| std::iter::once(name).chain(names(inner))).collect()
+        }
+        for name in names(&json(&Settings::default())) {
+            let stands = |line: &str| line.starts_with(&format!("{name} =")) || line == format!("[{name}]");
+            assert!(name == "schema" || all.lines().any(stands), "{name}");
         }
     }
 
