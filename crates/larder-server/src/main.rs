@@ -1,30 +1,18 @@
-//! The `larder` command.
+//! The `larder` command: serves a cache over HTTP, works on one, and replays access traces.
 
+mod backing;
+mod client;
+mod commands;
+mod config;
+mod data;
+mod http;
 mod replay;
+mod store;
+mod value;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use std::process::ExitCode;
 
-/// A cache that invalidates correctly and never takes its service down.
-#[derive(Debug, Parser)]
-#[command(name = "larder", version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    Replay(replay::ReplayArgs),
-}
-
 fn main() -> ExitCode {
-    let Command::Replay(args) = Cli::parse().command;
-    match replay::run(&args) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::from(2)
-        }
-    }
+    commands::run(commands::Arguments::parse())
 }

@@ -42,6 +42,8 @@ pub struct Hit<V> {
     pub age: Duration,
     /// How long it stays fresh; `None`: for ever.
     pub ttl_left: Option<Duration>,
+    /// For how long its TTL has been over; 0 for a fresh one.
+    pub stale_for: Duration,
     /// Its tags.
     pub tags: Tags,
     /// Its version.
@@ -53,10 +55,10 @@ pub struct Hit<V> {
 /// Shows everything but the value, which may be a secret.
 impl<V> std::fmt::Debug for Hit<V> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Hit { value: _, is_stale, age, ttl_left, tags, stamp, tier } = self;
+        let Hit { value: _, is_stale, age, ttl_left, stale_for, tags, stamp, tier } = self;
         write!(
             f,
-            "Hit {{ is_stale: {is_stale}, age: {age:?}, ttl_left: {ttl_left:?}, tags: {tags:?}, stamp: {stamp:?}, tier: {tier} }}"
+            "Hit {{ is_stale: {is_stale}, age: {age:?}, ttl_left: {ttl_left:?}, stale_for: {stale_for:?}, tags: {tags:?}, stamp: {stamp:?}, tier: {tier} }}"
         )
     }
 }
@@ -167,6 +169,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             is_stale,
             age: Duration::from_millis(self.shared.clock.wall_ms().saturating_sub(meta.created_ms)),
             ttl_left: fresh_ms_left.map(Duration::from_millis),
+            stale_for: Duration::from_millis(self.shared.clock.wall_ms().saturating_sub(meta.fresh_until_ms)),
             tags: meta.tags.clone(),
             stamp: meta.stamp,
             tier: tier.to_owned(),
