@@ -9,6 +9,7 @@ pub mod error;
 pub mod key;
 mod l1;
 pub mod options;
+mod rules;
 mod runtime;
 pub mod stamp;
 mod stats;

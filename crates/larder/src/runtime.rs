@@ -44,7 +44,7 @@ pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
 
 #[cfg(larder_shuttle)]
 pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
-    shuttle::future::spawn(future).detach();
+    drop(shuttle::future::spawn(future));
 }
 
 /// A timer that works in and outside of a runtime.

@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use crate::entry::Meta;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Namespace, Pattern};
+use crate::rules::{Rule, holds};
 use crate::stats::TierStats;
 use crate::sync::Mutex;
 use bytes::Bytes;
@@ -223,7 +224,9 @@ impl Tier {
         } else {
             self.counters.bypassed.fetch_add(1, Relaxed);
         }
-        self.remove(Removal::Keys(&[key])).await;
+        if holds(Rule::FailedSetRemoves) {
+            self.remove(Removal::Keys(&[key])).await;
+        }
         None
     }
 
@@ -327,7 +330,7 @@ impl Tier {
     }
 
     pub(crate) fn is_aside(&self) -> bool {
-        self.state.lock().aside_since_ms.is_some()
+        holds(Rule::AsideIsNotRead) && self.state.lock().aside_since_ms.is_some()
     }
 
     /// For how long it has been set aside, and why.
@@ -443,6 +446,9 @@ impl State {
 
 impl Undelivered {
     fn keep(&mut self, removal: &Removal<'_>) {
+        if !holds(Rule::UndeliveredIsKept) {
+            return;
+        }
         self.next += 1;
         let number = self.next;
         match *removal {

@@ -12,6 +12,7 @@ use crate::entry::{EntryKind, Meta};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Namespace, Pattern};
 use crate::l1::fence::Fences;
+use crate::rules::{Rule, holds};
 use crate::stamp::Stamp;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use crate::sync::{Mutex, MutexGuard};
@@ -23,7 +24,7 @@ use std::fmt;
 
 const NAME: &str = "memory";
 /// Shards, each with a lock and an even share of the limits.
-const SHARDS: usize = 16;
+const SHARDS: usize = if cfg!(larder_shuttle) { 1 } else { 16 };
 /// What an entry costs beside key, tags and envelope.
 const ENTRY_BYTES: u64 = 160;
 /// How often the hand of the eviction spares an entry that was read before it drops what it meets: a
@@ -145,13 +146,14 @@ impl MemoryBackend {
             .map(|entry| entry.meta.stamp);
         // Before the fences: a refused set acts as a removal, which a later set doesn't deserve.
         if meta.kind == EntryKind::Set
+            && holds(Rule::StampOrder)
             && let Some(later) = valid_set.filter(|stamp| *stamp >= meta.stamp)
         {
             return Ok(PutOutcome::Older(later));
         }
         let Some(seen) = guard.admit(key.namespace(), ticket, meta.kind, &meta.tags, valid_set.is_some())
         else {
-            if meta.kind == EntryKind::Set {
+            if meta.kind == EntryKind::Set && holds(Rule::RefusedSetRemoves) {
                 guard.remove();
                 shard.delete(&key);
             }

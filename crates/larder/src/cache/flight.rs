@@ -3,11 +3,12 @@
 //! Owns the table of what is in flight and the graph of who waits for whom. Does not run loads: see
 //! `load.rs`.
 
-use super::promise::{Promise, Wait};
+use super::promise::{Promise, Wait, abandoned};
 use crate::backend::Ticket;
 use crate::entry::Meta;
 use crate::error::{Error, ErrorKind, Result};
 use crate::l1::Slot;
+use crate::rules::{Rule, holds};
 use crate::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use crate::sync::{Mutex, current_flight};
 use std::collections::HashMap;
@@ -20,7 +21,7 @@ use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll};
 
 /// Shards of the table: callers of different keys rarely meet.
-const SHARDS: usize = 16;
+const SHARDS: usize = if cfg!(larder_shuttle) { 1 } else { 16 };
 
 /// What a flight is after. A get never waits for a loader, so the two don't share a flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,7 +108,9 @@ impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
             }
             return Boarding::Joined(Arc::clone(there.get()));
         }
-        if let Some(found) = look_again() {
+        if holds(Rule::LookAgain)
+            && let Some(found) = look_again()
+        {
             return Boarding::Found(found);
         }
         if self.under_way.fetch_add(1, SeqCst) >= self.flights_max {
@@ -147,8 +150,8 @@ fn next_number() -> u64 {
     NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
 }
 
-/// The duty to land a flight. Dropping it lands the flight with [`ErrorKind::Closed`]: whoever ran it is
-/// gone, most likely with its runtime, and nobody may wait for ever.
+/// The duty to land a flight. Dropping it lands the flight with an error: whoever ran it is gone, and
+/// nobody may wait for ever.
 pub(crate) struct Landing<K: Hash + Eq, V: Clone> {
     flights: Arc<Flights<K, V>>,
     key: Key<K>,
@@ -183,10 +186,8 @@ impl<K: Hash + Eq, V: Clone> Landing<K, V> {
 
 impl<K: Hash + Eq, V: Clone> Drop for Landing<K, V> {
     fn drop(&mut self) {
-        if !self.has_landed {
-            let gone =
-                Error::new(ErrorKind::Closed, "load").message("the runtime that ran the load was shut down");
-            self.finish(Err(gone));
+        if !self.has_landed && holds(Rule::DroppedLands) {
+            self.finish(Err(abandoned("load")));
         }
     }
 }
@@ -203,6 +204,11 @@ impl<V: Clone> Flight<V> {
             from => Some(Edge::add(from, self.number)?),
         };
         Ok(Waiting { landed: self.landed.wait(), _edge: edge })
+    }
+
+    /// Says that this flight ends with the loader of `leader`, for as long as the answer lives.
+    pub(crate) fn rides_on(&self, leader: &Flight<V>) -> Option<Edge> {
+        Edge::add(self.number, leader.number).ok()
     }
 
     /// Runs a loader such that waits within it are known to be this flight's.
@@ -248,7 +254,7 @@ impl<F: Future + Unpin> Future for InFlight<F> {
 }
 
 /// "The loader of flight `from` waits for flight `to`", for as long as it lives.
-struct Edge {
+pub(crate) struct Edge {
     from: u64,
     to: u64,
 }

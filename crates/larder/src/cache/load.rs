@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::EntryKey;
 use crate::l1::{Published, Seen, Slot, Space};
 use crate::options::EntryOptions;
+use crate::rules::{Rule, holds};
 use crate::stats::Count;
 use crate::tier::{TierRead, before};
 use bytes::Bytes;
@@ -34,8 +35,9 @@ const WRITE_BACKS_MAX: usize = 1024;
 pub(crate) struct Item<K: Hash + Eq, V: Clone> {
     pub(crate) key: K,
     pub(crate) landing: Landing<K, V>,
-    /// The stale entry in L1 that the caller met.
-    pub(crate) previous: Option<Seen<V>>,
+    /// A copy of the entry in L1 that the caller met.
+    pub(crate) met: Option<Seen<V>>,
+    pub(crate) mode: Mode,
 }
 
 /// A flight under way: what it has learned from the tiers.
@@ -43,8 +45,17 @@ struct Pending<K: Hash + Eq, V: Clone> {
     item: Item<K, V>,
     entry_key: Option<EntryKey>,
     tickets: Vec<Option<Ticket>>,
-    /// The best stale entry of a tier.
+    /// The latest entry of a tier that is not the answer; of the same one in two tiers, the lower.
     stale: Option<Answer<V>>,
+    previous: Option<Previous<V>>,
+}
+
+/// What a loader may declare "not modified".
+struct Previous<V> {
+    value: V,
+    tags: Tags,
+    /// 0: L1; else the tier's position from 1.
+    from_tier: u8,
 }
 
 /// How a flight treats what is fresh.
@@ -65,34 +76,34 @@ impl<K: Key, V: Value> Shared<K, V> {
         items: Vec<Item<K, V>>,
         source: Source<K, V>,
         options: EntryOptions,
-        mode: Mode,
     ) {
         let mut pending = Vec::with_capacity(items.len());
         for item in items {
             match self.encode(&space, &item.key) {
                 Ok(entry_key) => {
                     let tickets = vec![None; self.tiers.len()];
-                    pending.push(Pending { item, entry_key, tickets, stale: None });
+                    pending.push(Pending { item, entry_key, tickets, stale: None, previous: None });
                 }
                 Err(error) => item.landing.land(Err(error)),
             }
         }
-        let mut pending = self.read_tiers(&space, pending, &options, mode).await;
+        let mut pending = self.read_tiers(&space, pending, &options).await;
         if let Source::Tiers = source {
             for one in pending {
                 one.item.landing.land(Ok(one.stale));
             }
             return;
         }
-        if mode == Mode::Fill {
-            let serve = |one| self.serve_while_revalidating(&space, one, &options);
-            pending = pending.into_iter().filter_map(serve).collect();
+        let serve = |one| self.serve_while_revalidating(&space, one, &options);
+        pending = pending.into_iter().filter_map(serve).collect();
+        for one in &mut pending {
+            one.previous = self.previous(&space, one);
         }
         if pending.is_empty() {
             return;
         }
         let start_ms = self.clock.mono_ms();
-        let loaded = self.run_loader(&pending, source, &options, mode).await;
+        let loaded = self.run_loader(&pending, source, &options).await;
         let load_ms = u32::try_from(self.clock.mono_ms() - start_ms).unwrap_or(u32::MAX);
         match loaded {
             Ok(values) => self.settle(&space, pending, values, &options, load_ms).await,
@@ -110,7 +121,6 @@ impl<K: Key, V: Value> Shared<K, V> {
         space: &Arc<Space>,
         mut pending: Vec<Pending<K, V>>,
         options: &EntryOptions,
-        mode: Mode,
     ) -> Vec<Pending<K, V>> {
         let mut fresh = Vec::new();
         for (position, tier) in self.tiers.iter().enumerate() {
@@ -145,8 +155,8 @@ impl<K: Key, V: Value> Shared<K, V> {
                 counters.hits.fetch_add(1, Relaxed);
                 let is_stale = self.is_stale(&meta);
                 let answer = Answer { value, meta, is_stale, from_tier: position as u8 + 1 };
-                if is_stale || mode != Mode::Fill {
-                    if one.stale.as_ref().is_none_or(|other| other.meta.stamp < answer.meta.stamp) {
+                if is_stale || one.item.mode != Mode::Fill {
+                    if one.stale.as_ref().is_none_or(|other| other.meta.stamp <= answer.meta.stamp) {
                         one.stale = Some(answer);
                     }
                     missing.push(one);
@@ -172,7 +182,10 @@ impl<K: Key, V: Value> Shared<K, V> {
         let mut upwards: Vec<Vec<Put>> = self.tiers.iter().map(|_| Vec::new()).collect();
         for (one, answer, sealed) in fresh {
             let from = usize::from(answer.from_tier) - 1;
-            let ticket = one.item.landing.flight().ticket;
+            let ticket = match holds(Rule::TicketFirst) {
+                true => one.item.landing.flight().ticket,
+                false => self.l1.ticket(),
+            };
             let key = one.entry_key.expect("it was found in a tier");
             // A copy is a load: it yields to every set and removal that came since.
             let meta = Meta { kind: EntryKind::Load, ..answer.meta.clone() };
@@ -198,6 +211,9 @@ impl<K: Key, V: Value> Shared<K, V> {
         mut one: Pending<K, V>,
         options: &EntryOptions,
     ) -> Option<Pending<K, V>> {
+        if one.item.mode != Mode::Fill {
+            return Some(one);
+        }
         let wall_ms = self.clock.wall_ms();
         let Some(stale) = one.stale.take_if(|stale| wall_ms < stale.meta.revalidate_until_ms) else {
             return Some(one);
@@ -211,13 +227,13 @@ impl<K: Key, V: Value> Shared<K, V> {
             Some(ticket),
             options,
         );
-        let previous = self.l1.seen(space, &one.item.key, self.now());
+        let met = self.l1.seen(space, &one.item.key, self.now());
         one.item.landing.land(Ok(Some(stale)));
         let slot = Slot { space: space.id, key: one.item.key.clone() };
         match self.flights.board(&slot, Purpose::Load, |_| true, || None::<()>, || self.l1.ticket()) {
             Boarding::Started(landing) => {
                 self.counters.add(Count::Refresh);
-                Some(Pending { item: Item { key: slot.key, landing, previous }, ..one })
+                Some(Pending { item: Item { key: slot.key, landing, met, mode: Mode::Refresh }, ..one })
             }
             _ => None,
         }
@@ -228,20 +244,24 @@ impl<K: Key, V: Value> Shared<K, V> {
         pending: &[Pending<K, V>],
         source: Source<K, V>,
         options: &EntryOptions,
-        mode: Mode,
     ) -> Result<HashMap<K, Loaded<V>>> {
         self.counters.add(Count::Load);
-        let flight = Arc::clone(pending[0].item.landing.flight());
+        let first = &pending[0];
+        let flight = Arc::clone(first.item.landing.flight());
+        // All flights of a batch end with its loader, which runs in the first: who waits for one of them
+        // inside of that loader waits for itself.
+        let _batch: Vec<_> =
+            pending[1..].iter().filter_map(|one| one.item.landing.flight().rides_on(&flight)).collect();
         let call = async {
             match source {
                 Source::Tiers => unreachable!("a lookup has no loader"),
                 Source::One(load) => {
                     let context = LoadContext {
-                        previous: self.previous(&pending[0]),
-                        is_refresh: mode == Mode::Refresh,
+                        previous: first.previous.as_ref().map(|previous| previous.value.clone()),
+                        is_refresh: first.item.mode == Mode::Refresh,
                     };
                     let loaded = load(context).await?;
-                    Ok(HashMap::from([(pending[0].item.key.clone(), loaded)]))
+                    Ok(HashMap::from([(first.item.key.clone(), loaded)]))
                 }
                 Source::Many(load) => load(pending.iter().map(|one| one.item.key.clone()).collect()).await,
             }
@@ -271,9 +291,22 @@ impl<K: Key, V: Value> Shared<K, V> {
         }
     }
 
-    fn previous(&self, one: &Pending<K, V>) -> Option<V> {
-        let in_l1 = one.item.previous.as_ref().and_then(|seen| seen.value.clone());
-        in_l1.or_else(|| one.stale.as_ref().and_then(|stale| stale.value.clone()))
+    /// The latest value that is there now, after the tickets were taken: a removal that came before them has
+    /// left nothing, and one that comes after them refuses the write-back.
+    fn previous(&self, space: &Space, one: &Pending<K, V>) -> Option<Previous<V>> {
+        let is_current = |met: &&Seen<V>| {
+            !holds(Rule::PreviousIsCurrent)
+                || self.l1.is_current(space, &one.item.key, met.meta.stamp, self.now())
+        };
+        let met = one.item.met.as_ref().filter(is_current);
+        let (value, tags, from_tier) = match (met, &one.stale) {
+            (Some(met), stale) if stale.as_ref().is_none_or(|stale| stale.meta.stamp < met.meta.stamp) => {
+                (&met.value, &met.meta.tags, 0)
+            }
+            (_, Some(stale)) => (&stale.value, &stale.meta.tags, stale.from_tier),
+            (_, None) => return None,
+        };
+        Some(Previous { value: value.clone()?, tags: tags.clone(), from_tier })
     }
 
     /// Publishes what the loader found, lands, then writes to the tiers.
@@ -288,6 +321,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         let mut downwards: Vec<Vec<Put>> = self.tiers.iter().map(|_| Vec::new()).collect();
         for one in pending {
             let loaded = values.remove(&one.item.key).unwrap_or_else(Loaded::absent);
+            let reach = self.reach(&one, &loaded);
             let answer = match self.answer(&one, loaded, options, load_ms) {
                 Ok(answer) => answer,
                 Err(error) => {
@@ -307,7 +341,7 @@ impl<K: Key, V: Value> Shared<K, V> {
             }
             one.item.landing.land(Ok(Some(answer.clone())));
             let Some(key) = one.entry_key.filter(|_| is_stored) else { continue };
-            for (position, puts) in downwards.iter_mut().enumerate() {
+            for (position, puts) in downwards.iter_mut().enumerate().take(reach) {
                 let Some(ticket) = one.tickets[position] else { continue };
                 let meta = self.tiers[position].cap(&answer.meta);
                 match self.seal(&key, &meta, answer.value.as_ref()) {
@@ -317,6 +351,17 @@ impl<K: Key, V: Value> Shared<K, V> {
             }
         }
         self.write_back(downwards).await;
+    }
+
+    /// To how many tiers it is written. A removal goes upwards: of a value that was found in one store, only
+    /// the tickets of this store and of those above it are known to be older than a removal that it missed.
+    fn reach(&self, one: &Pending<K, V>, loaded: &Loaded<V>) -> usize {
+        match (&loaded.found, &one.previous) {
+            (Found::NotModified, Some(previous)) if holds(Rule::PreviousGoesUp) => {
+                usize::from(previous.from_tier)
+            }
+            _ => self.tiers.len(),
+        }
     }
 
     /// What the callers get for `loaded`, and whether it is to be stored.
@@ -335,16 +380,12 @@ impl<K: Key, V: Value> Shared<K, V> {
             Found::Absent => None,
             Found::NotModified => {
                 self.counters.add(Count::LoadNotModified);
-                let Some(previous) = self.previous(one) else {
+                let Some(previous) = &one.previous else {
                     return Err(Error::new(ErrorKind::Loader, "load")
                         .message("\"not modified\" was answered, but there is no previous value"));
                 };
-                let in_l1 = one.item.previous.as_ref().map(|seen| &seen.meta.tags);
-                let of_previous = in_l1.or(one.stale.as_ref().map(|stale| &stale.meta.tags));
-                if let Some(of_previous) = of_previous {
-                    tags = Tags::new(tags.iter().chain(of_previous.iter()))?;
-                }
-                Some(previous)
+                tags = Tags::new(tags.iter().chain(previous.tags.iter()))?;
+                Some(previous.value.clone())
             }
         };
         let mut meta = self.meta(EntryKind::Load, ttl, tags, options);
@@ -361,12 +402,13 @@ impl<K: Key, V: Value> Shared<K, V> {
 
     /// Serves what is stale but allowed and still valid, else the error.
     fn settle_error(&self, space: &Arc<Space>, one: Pending<K, V>, error: &Error, options: &EntryOptions) {
-        let Item { key, landing, previous } = one.item;
+        let Item { key, landing, met, .. } = one.item;
         let now = self.now();
         let retry_at_ms = now.mono_ms.saturating_add(millis(options.stale_on_error_throttle));
         // In place, never inserted: what was removed meanwhile stays removed.
-        if let Some(seen) = previous
-            && self.l1.throttle(space, &key, seen.meta.stamp, now, retry_at_ms)
+        if let Some(seen) = met
+            && (self.l1.throttle(space, &key, seen.meta.stamp, now, retry_at_ms)
+                || !holds(Rule::StaleIsCurrent))
         {
             self.counters.add(Count::StaleOnError);
             landing.land(Ok(Some(seen.into_stale())));

@@ -1,5 +1,6 @@
 //! A value that is not there yet, for any number of waiters on any executor.
 
+use crate::error::{Error, ErrorKind, Result};
 use crate::sync::Mutex;
 use std::future::Future;
 use std::pin::Pin;
@@ -43,6 +44,37 @@ impl<T: Clone> Promise<T> {
         self.0.lock().waiting += 1;
         Wait { promise: Arc::clone(self), place: None }
     }
+}
+
+/// The duty to fulfil a promise. Dropping it fulfils the promise with an error: nobody may wait for ever.
+pub(crate) struct Duty<T: Clone> {
+    promise: Arc<Promise<Result<T>>>,
+    operation: &'static str,
+}
+
+impl<T: Clone> Duty<T> {
+    pub(crate) fn new(promise: &Arc<Promise<Result<T>>>, operation: &'static str) -> Self {
+        Duty { promise: Arc::clone(promise), operation }
+    }
+
+    pub(crate) fn done(self, output: T) {
+        self.promise.fulfil(Ok(output));
+    }
+}
+
+impl<T: Clone> Drop for Duty<T> {
+    fn drop(&mut self) {
+        self.promise.fulfil(Err(abandoned(self.operation)));
+    }
+}
+
+/// Why a task of larder's is dropped before its end: it panics right now, or its runtime is gone.
+pub(crate) fn abandoned(operation: &'static str) -> Error {
+    if std::thread::panicking() {
+        return Error::new(ErrorKind::Panicked, operation)
+            .message("a backend, weigher, listener or encoder panicked");
+    }
+    Error::new(ErrorKind::Closed, operation).message("the runtime that ran it was shut down")
 }
 
 pub(crate) struct Wait<T: Clone> {

@@ -115,19 +115,23 @@ impl<K: Key, V: Value> Cache<K, V> {
         let now = shared.now();
         let in_l1 = shared.l1.get(&self.space, key, |resident| {
             resident.touch(now.mono_ms);
-            (resident.seen(now), resident.fresh_ms_left(now.mono_ms), resident.is_gone(now.mono_ms))
+            // Before the copy is taken, since it slides what slides.
+            let freshness = resident.freshness(now.mono_ms, &self.defaults);
+            (freshness, resident.seen(now), resident.fresh_ms_left(now.mono_ms))
         });
-        let in_l1 = in_l1.filter(|&(_, _, is_gone)| !is_gone).map(|(seen, left_ms, _)| (seen, left_ms));
-        let is_fresh = matches!(in_l1, Some((_, left_ms)) if left_ms != Some(0));
-        if let Some((seen, left_ms)) = in_l1.clone().filter(|_| is_fresh) {
-            shared.counters.add(Count::Hit);
-            return seen.value.map(|value| self.hit(value, &seen.meta, false, left_ms, "l1"));
-        }
+        let in_l1 = match in_l1 {
+            Some((Freshness::Fresh | Freshness::RefreshDue, seen, left_ms)) => {
+                shared.counters.add(Count::Hit);
+                return seen.value.map(|value| self.hit(value, &seen.meta, false, left_ms, "l1"));
+            }
+            Some((Freshness::Gone, ..)) | None => None,
+            Some((_, seen, _)) => Some(seen),
+        };
         // A tier may have a fresher one; the stale one is the fallback.
         let below = Box::pin(self.look_below(key.to_owned())).await;
         match (below, in_l1.filter(|_| stale == Stale::Allow)) {
             (Some(answer), _) if !answer.is_stale => self.hit_below(answer),
-            (_, Some((seen, _))) => {
+            (_, Some(seen)) => {
                 shared.counters.add(Count::HitStale);
                 seen.value.map(|value| self.hit(value, &seen.meta, true, Some(0), "l1"))
             }
@@ -140,12 +144,16 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     fn hit_below(&self, answer: Answer<V>) -> Option<Hit<V>> {
-        let tier = &self.shared.tiers[usize::from(answer.from_tier) - 1];
+        // Nothing below L1 has position 0: it was published there while this caller looked for a flight.
+        let tier = match usize::from(answer.from_tier) {
+            0 => "l1",
+            position => self.shared.tiers[position - 1].name(),
+        };
         let left_ms = match answer.meta.fresh_until_ms {
             NEVER_MS => None,
             until => Some(until.saturating_sub(self.shared.clock.wall_ms())),
         };
-        Some(self.hit(answer.value?, &answer.meta, answer.is_stale, left_ms, tier.name()))
+        Some(self.hit(answer.value?, &answer.meta, answer.is_stale, left_ms, tier))
     }
 
     fn hit(
@@ -292,8 +300,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         E: Into<BoxError>,
     {
         options.validate()?;
-        let present = self.shared.l1.seen(&self.space, key, self.shared.now());
-        let wait = self.wait(key.to_owned(), Source::one(load), options, present, Mode::Reload);
+        let met = self.shared.l1.seen(&self.space, key, self.shared.now());
+        let wait = self.wait(key.to_owned(), Source::one(load), options, met, Mode::Reload);
         Box::pin(wait).await?.and_then(|answer| answer.value).ok_or_else(not_found)
     }
 

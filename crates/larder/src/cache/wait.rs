@@ -5,12 +5,15 @@ use super::load::{Item, Mode};
 use super::loader::Source;
 use super::read::Step;
 use super::{Cache, Key, Value};
+use crate::clock::{Clock, NEVER_MS, millis};
 use crate::error::{Error, ErrorKind, Result};
 use crate::l1::{Freshness, Seen, Slot};
 use crate::options::EntryOptions;
+use crate::rules::{Rule, holds};
 use crate::stats::Count;
 use crate::tier::before;
 use std::sync::Arc;
+use std::time::Duration;
 
 impl<K: Key, V: Value> Cache<K, V> {
     /// Goes on after L1 had no plain hit.
@@ -35,21 +38,21 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     /// Starts a load that nobody waits for, unless one is under way.
-    pub(super) fn refresh(&self, key: K, source: Source<K, V>, options: &EntryOptions, previous: Seen<V>) {
+    pub(super) fn refresh(&self, key: K, source: Source<K, V>, options: &EntryOptions, met: Seen<V>) {
         let shared = &self.shared;
         let slot = Slot { space: self.space.id, key };
         let boarding =
             shared.flights.board(&slot, Purpose::Load, |_| true, || None::<()>, || shared.l1.ticket());
         if let Boarding::Started(landing) = boarding {
             shared.counters.add(Count::Refresh);
-            let item = Item { key: slot.key, landing, previous: Some(previous) };
-            self.launch(vec![item], source, options.clone(), Mode::Refresh);
+            let item = Item { key: slot.key, landing, met: Some(met), mode: Mode::Refresh };
+            self.launch(vec![item], source, options.clone());
         }
     }
 
-    fn launch(&self, items: Vec<Item<K, V>>, source: Source<K, V>, options: EntryOptions, mode: Mode) {
+    fn launch(&self, items: Vec<Item<K, V>>, source: Source<K, V>, options: EntryOptions) {
         let (shared, space) = (Arc::clone(&self.shared), Arc::clone(&self.space));
-        crate::runtime::spawn(shared.fly(space, items, source, options, mode));
+        crate::runtime::spawn(shared.fly(space, items, source, options));
     }
 
     /// Asks the tiers, once for all callers.
@@ -73,6 +76,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let purpose = if let Source::Tiers = source { Purpose::Lookup } else { Purpose::Load };
         let slot = Slot { space: self.space.id, key };
         let mut source = Some(source);
+        let left = time_left(&shared.clock, options.load_timeout_hard);
         // A flight that began before this position was refused to this caller.
         let mut begins_at = 0;
         loop {
@@ -85,7 +89,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                         && flight.ticket.pos >= begins_at
                         && !shared.l1.moved(&self.space, &slot.key, flight.ticket)
                 },
-                || if mode == Mode::Fill { self.look_again(&slot.key) } else { None },
+                || if mode == Mode::Fill { self.look_again(&slot.key, purpose) } else { None },
                 || shared.l1.ticket(),
             );
             let (flight, is_first) = match boarding {
@@ -100,16 +104,15 @@ impl<K: Key, V: Value> Cache<K, V> {
                 }
                 Boarding::Started(landing) => {
                     let flight = Arc::clone(landing.flight());
-                    let item = Item { key: slot.key.clone(), landing, previous: stale.clone() };
+                    let item = Item { key: slot.key.clone(), landing, met: stale.clone(), mode };
                     let source =
                         source.take().expect("a caller starts one flight: it is always served by it");
-                    self.launch(vec![item], source, options.clone(), mode);
+                    self.launch(vec![item], source, options.clone());
                     (flight, true)
                 }
             };
             let landed = match flight.wait() {
                 Ok(mut waiting) => {
-                    let mut left = options.load_timeout_hard;
                     let mut landed = None;
                     if let (Some(soft), Some(_)) = (options.load_timeout_soft, &stale) {
                         landed = before(&shared.clock, soft, &mut waiting).await;
@@ -118,11 +121,10 @@ impl<K: Key, V: Value> Cache<K, V> {
                         {
                             return Ok(answer);
                         }
-                        left -= soft;
                     }
                     match landed {
                         Some(landed) => Some(landed),
-                        None => before(&shared.clock, left, waiting).await,
+                        None => before(&shared.clock, left(), waiting).await,
                     }
                 }
                 Err(nested) => Some(Err(nested)),
@@ -136,6 +138,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                 {
                     begins_at = shared.l1.ticket().pos;
                 }
+                Some(Err(error)) => return self.stale_or(&slot.key, &stale, error),
                 Some(landed) => return landed,
             }
         }
@@ -144,18 +147,24 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// Whether a tag of the answer was removed after its load began and, as far as can be told, before this
     /// caller joined.
     fn came_too_early(&self, ticket: &crate::backend::Ticket, joined_at: u64, answer: &Answer<V>) -> bool {
-        joined_at > ticket.pos && self.shared.l1.tags_moved(&self.space, &answer.meta.tags, *ticket)
+        holds(Rule::Delivery)
+            && joined_at > ticket.pos
+            && self.shared.l1.tags_moved(&self.space, &answer.meta.tags, *ticket)
     }
 
-    /// What L1 has by now, if a flight has landed since the caller looked.
-    fn look_again(&self, key: &K) -> Option<Answer<V>> {
+    /// What appeared in L1 since the caller looked. Runs under a lock of the flights, so it drops nothing: that
+    /// would call the eviction listener.
+    fn look_again(&self, key: &K, purpose: Purpose) -> Option<Answer<V>> {
         let shared = &self.shared;
         let now = shared.now();
-        let answer = shared.l1.get(&self.space, key, |resident| {
-            let freshness = resident.freshness(now.mono_ms, &self.defaults);
-            let is_stale = freshness == Freshness::Throttled;
-            (is_stale || matches!(freshness, Freshness::Fresh | Freshness::RefreshDue))
-                .then(|| Answer { is_stale, ..resident.seen(now).into_stale() })
+        let answer = shared.l1.peek(&self.space, key, |resident| {
+            let (is_servable, is_stale) = match resident.freshness(now.mono_ms, &self.defaults) {
+                Freshness::Fresh | Freshness::RefreshDue => (true, false),
+                // It stands in for a load that has just failed, not for what a tier may have.
+                Freshness::Throttled => (purpose == Purpose::Load, true),
+                Freshness::Revalidate | Freshness::OnError | Freshness::Gone => (false, true),
+            };
+            is_servable.then(|| Answer { is_stale, ..resident.seen(now).into_stale() })
         });
         answer.flatten()
     }
@@ -164,7 +173,10 @@ impl<K: Key, V: Value> Cache<K, V> {
     fn stale_or(&self, key: &K, stale: &Option<Seen<V>>, error: Error) -> Result<Option<Answer<V>>> {
         let shared = &self.shared;
         match stale {
-            Some(seen) if shared.l1.throttle(&self.space, key, seen.meta.stamp, shared.now(), 0) => {
+            Some(seen)
+                if !holds(Rule::StaleIsCurrent)
+                    || shared.l1.is_current(&self.space, key, seen.meta.stamp, shared.now()) =>
+            {
                 shared.counters.add(Count::StaleOnError);
                 Ok(Some(seen.clone().into_stale()))
             }
@@ -208,13 +220,13 @@ impl<K: Key, V: Value> Cache<K, V> {
                 &slot,
                 purpose,
                 |flight| !shared.l1.moved(&self.space, key, flight.ticket),
-                || self.look_again(key),
+                || self.look_again(key, purpose),
                 || shared.l1.ticket(),
             );
             match boarding {
                 Boarding::Started(landing) if is_served => {
                     // A refresh, in the same load as what is missing.
-                    items.push(Item { key: key.clone(), landing, previous: stale });
+                    items.push(Item { key: key.clone(), landing, met: stale, mode: Mode::Refresh });
                 }
                 _ if is_served => {}
                 Boarding::Found(answer) => results[place] = Some(Ok(answer.value)),
@@ -229,16 +241,17 @@ impl<K: Key, V: Value> Cache<K, V> {
                 }
                 Boarding::Started(landing) => {
                     waiting.push((place, Arc::clone(landing.flight()), stale.clone(), None));
-                    items.push(Item { key: key.clone(), landing, previous: stale });
+                    items.push(Item { key: key.clone(), landing, met: stale, mode: Mode::Fill });
                 }
             }
         }
         if !items.is_empty() {
-            self.launch(items, source, options.clone(), Mode::Fill);
+            self.launch(items, source, options.clone());
         }
+        let left = time_left(&shared.clock, options.load_timeout_hard);
         for (place, flight, stale, joined_at) in waiting {
             let landed = match flight.wait() {
-                Ok(waiting) => before(&shared.clock, options.load_timeout_hard, waiting).await,
+                Ok(waiting) => before(&shared.clock, left(), waiting).await,
                 Err(nested) => Some(Err(nested)),
             };
             let landed = match landed {
@@ -249,6 +262,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                     Err(Error::new(ErrorKind::Unavailable, "load")
                         .message("a tag of the value was removed meanwhile"))
                 }
+                Some(Err(error)) => self.stale_or(&keys[place], &stale, error),
                 Some(landed) => landed,
             };
             results[place] = Some(landed.map(|answer| {
@@ -256,6 +270,15 @@ impl<K: Key, V: Value> Cache<K, V> {
             }));
         }
         results.into_iter().map(|result| result.expect("every key was served or waited for")).collect()
+    }
+}
+
+/// What is left of `timeout` from now on, whenever it is asked.
+fn time_left(clock: &Clock, timeout: Duration) -> impl Fn() -> Duration {
+    let until_ms = clock.mono_ms().saturating_add(millis(timeout));
+    move || match until_ms {
+        NEVER_MS => Duration::MAX,
+        _ => Duration::from_millis(until_ms.saturating_sub(clock.mono_ms())),
     }
 }
 

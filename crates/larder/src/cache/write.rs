@@ -3,7 +3,7 @@
 //! In a cache with tiers each runs in a task of its own, so that a caller who gives up half-way leaves no
 //! tier behind.
 
-use super::promise::Promise;
+use super::promise::{Duty, Promise};
 use super::{Cache, Key, Shared, Value};
 use crate::backend::{Mark, Put, PutOutcome, Ticket};
 use crate::entry::{EntryKind, check_tag};
@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Pattern};
 use crate::l1::{Published, Space};
 use crate::options::EntryOptions;
+use crate::rules::{Rule, holds};
 use crate::stats::Count;
 use crate::tier::{self, Delivered};
 use std::borrow::Borrow;
@@ -90,7 +91,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             return Ok(shared.set_in_l1(&self.space, SetItem { key, value }, None, options));
         }
         let (shared, space, options) = (Arc::clone(shared), Arc::clone(&self.space), options.clone());
-        self.run_to_end(async move { shared.set(&space, SetItem { key, value }, &options).await }).await
+        self.run_to_end(async move { shared.set(&space, SetItem { key, value }, &options).await }).await?
     }
 
     /// Sets many values, each as [`set_with`](Self::set_with) does; tiers with batches take them together.
@@ -107,15 +108,16 @@ impl<K: Key, V: Value> Cache<K, V> {
             return removed.into_iter().map(|removal| removal.map(|_| Written::NotStored)).collect();
         }
         let (shared, space, options) = (Arc::clone(&self.shared), Arc::clone(&self.space), options.clone());
-        let items = entries.into_iter().map(|(key, value)| SetItem { key, value }).collect();
+        let items: Vec<_> = entries.into_iter().map(|(key, value)| SetItem { key, value }).collect();
+        let count = items.len();
         if shared.tiers.is_empty() {
-            let items: Vec<_> = items;
             return items
                 .into_iter()
                 .map(|item| Ok(shared.set_in_l1(&space, item, None, &options)))
                 .collect();
         }
-        self.run_to_end(async move { shared.set_many(&space, items, &options).await }).await
+        let written = self.run_to_end(async move { shared.set_many(&space, items, &options).await }).await;
+        written.unwrap_or_else(|error| vec![Err(error); count])
     }
 
     /// Removes a key from all tiers. A load or set that began before will not put it back.
@@ -148,8 +150,10 @@ impl<K: Key, V: Value> Cache<K, V> {
             let existed = |key| Removal { existed: shared.remove_in_l1(&self.space, key), is_queued: false };
             return keys.iter().map(|key| Ok(existed(key))).collect();
         }
-        let (shared, space, keys) = (Arc::clone(shared), Arc::clone(&self.space), keys.to_vec());
-        self.run_to_end(async move { shared.remove_many(&space, &keys).await }).await
+        let (shared, space, count) = (Arc::clone(shared), Arc::clone(&self.space), keys.len());
+        let keys = keys.to_vec();
+        let removed = self.run_to_end(async move { shared.remove_many(&space, &keys).await }).await;
+        removed.unwrap_or_else(|error| vec![Err(error); count])
     }
 
     /// Removes every entry of the namespace that carries a tag: one marker, however many they are.
@@ -178,17 +182,22 @@ impl<K: Key, V: Value> Cache<K, V> {
             shared.l1.mark(&space, &mark);
             Removal { existed: false, is_queued: delivered == Delivered::Later }
         };
-        if self.shared.tiers.is_empty() { Ok(marked.await) } else { Ok(self.run_to_end(marked).await) }
+        if self.shared.tiers.is_empty() { Ok(marked.await) } else { self.run_to_end(marked).await }
     }
 
     /// Runs a write in a task of its own and waits for it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`] when the runtime that ran it was shut down, [`Panicked`](ErrorKind::Panicked)
+    /// when it panicked. What it did until then stays done.
     async fn run_to_end<T: Clone + Send + 'static>(
         &self,
         write: impl Future<Output = T> + Send + 'static,
-    ) -> T {
+    ) -> Result<T> {
         let promise = Arc::new(Promise::new());
         let done = promise.wait();
-        crate::runtime::spawn(async move { promise.fulfil(write.await) });
+        let duty = Duty::new(&promise, "write");
+        crate::runtime::spawn(async move { duty.done(write.await) });
         done.await
     }
 
@@ -228,7 +237,7 @@ impl<K: Key + serde::Serialize, V: Value> Cache<K, V> {
             });
             below.max(in_l1)
         };
-        if self.shared.tiers.is_empty() { Ok(removed.await) } else { Ok(self.run_to_end(removed).await) }
+        if self.shared.tiers.is_empty() { Ok(removed.await) } else { self.run_to_end(removed).await }
     }
 }
 
@@ -346,6 +355,11 @@ impl<K: Key, V: Value> Shared<K, V> {
             .iter()
             .map(|key| Ok(self.encode(space, key)?.expect("a cache with tiers encodes keys")))
             .collect();
+        if !holds(Rule::BottomUp) {
+            for key in keys {
+                self.remove_in_l1(space, key);
+            }
+        }
         let known: Vec<EntryKey> = encoded.iter().filter_map(|key| key.as_ref().ok().cloned()).collect();
         let delivered = self.below(tier::Removal::Keys(&known)).await;
         let below = match delivered {
@@ -357,7 +371,8 @@ impl<K: Key, V: Value> Shared<K, V> {
             .zip(encoded)
             .map(|(key, encoded)| {
                 encoded?;
-                Ok(Removal { existed: self.remove_in_l1(space, key) || below, is_queued })
+                let in_l1 = holds(Rule::BottomUp) && self.remove_in_l1(space, key);
+                Ok(Removal { existed: in_l1 || below, is_queued })
             })
             .collect()
     }

@@ -6,14 +6,16 @@
 use crate::backend::{Mark, Miss, Ticket};
 use crate::entry::{EntryKind, Tags};
 use crate::key::Namespace;
+use crate::rules::{Rule, holds};
 use crate::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use crate::sync::{Mutex, MutexGuard, RwLock};
 use std::collections::HashMap;
 
-/// Fences per store. Two keys share one with probability 1/4096, which costs at worst a miss.
-const STRIPES: usize = 4096;
+/// Fences per store. Two keys share one with probability 1/4096, which costs at worst a miss. Under shuttle
+/// they are few, so that schedules are short and keys do share them.
+const STRIPES: usize = if cfg!(larder_shuttle) { 2 } else { 4096 };
 /// Locks over the stripes: writers of different keys rarely meet.
-const LOCKS: usize = 64;
+const LOCKS: usize = if cfg!(larder_shuttle) { 2 } else { 64 };
 /// Most markers kept, some 10 MB. Pruning drops the older half and clears what was written before them.
 const MARKERS_MAX: usize = 65_536;
 
@@ -87,10 +89,11 @@ impl Fences {
     /// Whether a removal or set that a reader must see came after `ticket`, apart from tags.
     pub(crate) fn moved(&self, namespace: &Namespace, hash: u64, ticket: Ticket) -> bool {
         let stripe = &self.stripes[hash as usize % STRIPES];
-        ticket.inc != self.inc
-            || stripe.removed.load(SeqCst) > ticket.pos
-            || stripe.set.load(SeqCst) > ticket.pos
-            || self.markers.read().fences(namespace, &Tags::NONE, ticket.pos)
+        holds(Rule::Join)
+            && (ticket.inc != self.inc
+                || stripe.removed.load(SeqCst) > ticket.pos
+                || stripe.set.load(SeqCst) > ticket.pos
+                || self.markers.read().fences(namespace, &Tags::NONE, ticket.pos))
     }
 
     /// Whether one of the tags was removed after `ticket`.
@@ -166,12 +169,12 @@ impl StripeGuard<'_> {
         // Held to the end: a marker that comes later must find a `seen` that is smaller than its position.
         let markers = self.fences.markers.read();
         let set_after = self.stripe.set.load(SeqCst) > ticket.pos;
-        let is_fenced = ticket.inc != *inc
-            || self.stripe.removed.load(SeqCst) > ticket.pos
+        let is_fenced = (holds(Rule::Incarnation) && ticket.inc != *inc)
+            || (holds(Rule::Removed) && self.stripe.removed.load(SeqCst) > ticket.pos)
             || markers.fences(namespace, tags, ticket.pos)
             || match kind {
-                EntryKind::Load => set_after,
-                EntryKind::Set => set_after && !meets_set,
+                EntryKind::Load => holds(Rule::SetFencesLoad) && set_after,
+                EntryKind::Set => holds(Rule::SetFencesSet) && set_after && !meets_set,
             };
         if is_fenced {
             return None;
@@ -190,7 +193,7 @@ impl StripeGuard<'_> {
 impl Markers {
     fn fences(&self, namespace: &Namespace, tags: &Tags, ticket_pos: u64) -> bool {
         self.invalid(namespace, tags, ticket_pos).is_some()
-            || self.namespaces.get(namespace).is_some_and(|of| of.floor > ticket_pos)
+            || (holds(Rule::Floor) && self.namespaces.get(namespace).is_some_and(|of| of.floor > ticket_pos))
     }
 
     fn invalid(&self, namespace: &Namespace, tags: &Tags, seen: u64) -> Option<Miss> {
@@ -198,10 +201,10 @@ impl Markers {
             return Some(Miss::Cleared);
         }
         let of_namespace = self.namespaces.get(namespace)?;
-        if of_namespace.clear > seen {
+        if holds(Rule::Clear) && of_namespace.clear > seen {
             return Some(Miss::Cleared);
         }
-        let is_removed = |tag| of_namespace.tags.get(tag).is_some_and(|&pos| pos > seen);
+        let is_removed = |tag| holds(Rule::Tag) && of_namespace.tags.get(tag).is_some_and(|&pos| pos > seen);
         tags.iter().any(is_removed).then_some(Miss::Tag)
     }
 

@@ -17,6 +17,7 @@ use crate::backend::{Mark, Ticket};
 use crate::entry::{EntryKind, Meta, Tags};
 use crate::key::Namespace;
 use crate::options::EntryOptions;
+use crate::rules::{Rule, holds};
 use crate::stamp::Stamp;
 use crate::stats::{Count, Counters};
 use equivalent::Equivalent;
@@ -201,7 +202,7 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
     /// Serves an entry without another load until `retry_at_ms`, if it still is the one of `stamp`, valid
     /// and not expired; returns whether it is.
     pub(crate) fn throttle(&self, space: &Space, key: &K, stamp: Stamp, now: Now, retry_at_ms: u64) -> bool {
-        let throttled = self.get(space, key, |resident| {
+        let throttled = self.peek(space, key, |resident| {
             let is_same = resident.stamp == stamp && !resident.is_gone(now.mono_ms);
             if is_same {
                 resident.throttle(retry_at_ms);
@@ -209,6 +210,22 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
             is_same
         });
         throttled.unwrap_or(false)
+    }
+
+    /// Looks at a valid entry. Counts as no access and drops nothing.
+    pub(crate) fn peek<R>(&self, space: &Space, key: &K, read: impl FnOnce(&Resident<V>) -> R) -> Option<R> {
+        let found = self.table.peek(&Lookup { space: space.id, key }, |resident| {
+            let is_valid =
+                self.fences.invalid(&space.namespace, resident.tags(), resident.checked()).is_none();
+            is_valid.then(|| read(resident))
+        });
+        found.flatten()
+    }
+
+    /// Whether the entry of `stamp` still is the one of its key, valid and not expired.
+    pub(crate) fn is_current(&self, space: &Space, key: &K, stamp: Stamp, now: Now) -> bool {
+        let is_it = |resident: &Resident<V>| resident.stamp == stamp && !resident.is_gone(now.mono_ms);
+        self.peek(space, key, is_it).unwrap_or(false)
     }
 
     /// Puts an entry, unless its ticket or stamp forbid it.
@@ -231,7 +248,9 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
             is_ordered.then_some(there.stamp)
         });
         let meets_set = meets_set.flatten();
-        if let (EntryKind::Set, Some(later)) = (meta.kind, meets_set.filter(|&there| there >= meta.stamp)) {
+        if let (EntryKind::Set, Some(later)) = (meta.kind, meets_set.filter(|&there| there >= meta.stamp))
+            && holds(Rule::StampOrder)
+        {
             let removed = self.table.remove(&lookup);
             drop(guard);
             self.report_one(removed, EvictReason::Replaced);
@@ -239,7 +258,7 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
         }
         let seen = guard.admit(&space.namespace, ticket, meta.kind, &meta.tags, meets_set.is_some());
         let Some(seen) = seen else {
-            if meta.kind == EntryKind::Load {
+            if meta.kind == EntryKind::Load || !holds(Rule::RefusedSetRemoves) {
                 return Published::Fenced;
             }
             guard.remove();

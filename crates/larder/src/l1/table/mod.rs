@@ -19,7 +19,7 @@ mod sketch;
 mod slots;
 mod wheel;
 
-#[cfg(test)]
+#[cfg(all(test, not(larder_shuttle)))]
 mod tests;
 
 pub use slots::Pin;
