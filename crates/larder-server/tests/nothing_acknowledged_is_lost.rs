@@ -202,6 +202,9 @@ fn a_corrupt_database_is_set_aside() {
     std::fs::write(&database, [b'x'; 10_000]).unwrap();
     let server = Server::start(folder.path(), &[]);
     server.put("/v1/cache/ns/k", b"v").is(204);
+    let health = server.get("/healthz").is(200).json();
+    assert_eq!(health["level"], "degraded", "{health}");
+    assert!(health["notes"][0].as_str().unwrap().contains("set aside as"), "{health}");
     server.stop();
     let server = Server::start(folder.path(), &[]);
     assert_eq!(server.get("/v1/cache/ns/k").is(200).text(), "v");
