@@ -146,7 +146,7 @@ fn without_a_disk_memory_serves_and_says_so() {
     let data = file.join("data");
     let server = Server::start(&data, &[]);
     assert!(server.banner.contains("NO DATA FOLDER"), "{}", server.banner);
-    assert!(server.log().contains("THE DATABASE CAN'T BE OPENED"), "{}", server.log());
+    eventually("the log says so", || server.log().contains("THE DATABASE CAN'T BE OPENED"));
     let health = server.get("/healthz").is(200).json();
     assert_eq!(health["level"], "degraded");
     assert!(health["notes"][0].as_str().unwrap().starts_with("memory only: "), "{health}");

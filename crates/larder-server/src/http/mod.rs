@@ -228,8 +228,10 @@ impl<F: FnMut()> Drop for OnDrop<F> {
 
 /// An answer of JSON.
 fn json(status: StatusCode, value: &impl Serialize) -> Result<Response<Body>, Problem> {
-    let text = serde_json::to_string(value)
+    let mut text = serde_json::to_string(value)
         .map_err(|error| Problem::new(Kind::Internal, format!("the answer can't be encoded: {error}")))?;
+    // For terminals.
+    text.push('\n');
     let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
