@@ -25,6 +25,7 @@ use units::seconds;
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Settings {
     /// Address to listen on. Default: 127.0.0.1:7070. Any other than loopback needs `tokens`.
+    #[serde(deserialize_with = "units::address")]
     pub(crate) listen: SocketAddr,
     /// Folder of the database, made if it is missing. Default: ./larder-data.
     pub(crate) data: PathBuf,
@@ -373,11 +374,22 @@ mod tests {
                 "defaults:\n  ttl_jitter: 2\n",
                 "a.yaml:2:15: defaults.ttl_jitter: ttl_jitter is 2; 0 to 1 is allowed",
             ),
-            ("a.toml", "listen = 5", "a.toml:1:10: listen: "),
+            ("a.toml", "listen = 5", "a.toml:1:10: listen: 5 was given; text is allowed"),
             (
                 "a.toml",
                 "listen = \"0.0.0.0:7070\"",
                 "listen: 0.0.0.0:7070 can be reached from other hosts; set tokens",
+            ),
+            (
+                "a.toml",
+                "listen = \"example.com:80\"",
+                "a.toml:1:10: listen: \"example.com:80\" is no address; IP:PORT, like 127.0.0.1:7070, is allowed",
+            ),
+            ("a.toml", "http = 1", "a.toml:1:8: http: 1 was given; a table is allowed"),
+            (
+                "a.yaml",
+                "require_data: maybe",
+                "a.yaml:1:15: require_data: \"maybe\" was given; true or false is allowed",
             ),
             ("a.toml", "tokens = [\"short\"]", "tokens: a token is too short"),
             (
@@ -393,7 +405,7 @@ mod tests {
             (
                 "a.toml",
                 "[http]\nconnections_max = -4",
-                "a.toml:2:19: http.connections_max: integer `-4` was given; usize is allowed",
+                "a.toml:2:19: http.connections_max: -4 was given; a whole number of 0 or more is allowed",
             ),
             ("a.toml", "log = \"xml\"", "a.toml:1:7: log: \"xml\" was given; text or json is allowed"),
             ("a.toml", "a = = 1", "a.toml:1:5: "),
