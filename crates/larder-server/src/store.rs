@@ -2,7 +2,7 @@
 
 use crate::config::Settings;
 use crate::value::{Key, StoredValue};
-use larder::backend::{Backend, Incident, SqliteBackend, SqliteOptions, Usage};
+use larder::backend::{Backend, SqliteBackend, SqliteOptions, Usage};
 use larder::{Cache, Result, Stats};
 use serde::Serialize;
 use std::path::Path;
@@ -31,16 +31,6 @@ impl Store {
     /// How much the database holds; `None` without one, and when it doesn't answer.
     pub(crate) async fn usage(&self) -> Option<Usage> {
         self.database.as_ref()?.usage().await.ok()
-    }
-
-    /// What happened to the database that an operator should know of.
-    pub(crate) fn incidents(&self) -> Vec<String> {
-        let incidents = self.database.iter().flat_map(|database| database.incidents());
-        let say = |Incident { reason, moved_to, .. }: Incident| match moved_to {
-            Some(path) => format!("database: {reason}; set aside as {}, begun anew", path.display()),
-            None => format!("database: {reason}"),
-        };
-        incidents.map(say).collect()
     }
 }
 

@@ -121,10 +121,10 @@ pub(crate) enum Removal<'a> {
 }
 
 /// What a tier did with a removal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Delivered {
-    /// How many entries were there.
-    Now(u64),
+    /// How many entries were there: for each key, or for a mark or pattern in all.
+    Now(Vec<u64>),
     /// Kept, to be replayed.
     Later,
 }
@@ -250,20 +250,19 @@ impl Tier {
         }
     }
 
-    async fn deliver(&self, removal: &Removal<'_>) -> Result<u64> {
+    async fn deliver(&self, removal: &Removal<'_>) -> Result<Vec<u64>> {
         let call = async {
             match removal {
-                Removal::Keys([key]) => Ok(u64::from(self.backend.remove(key).await? == Removed::Existed)),
                 Removal::Keys(keys) => {
-                    let mut existed = 0;
-                    for answer in self.backend.remove_many(keys).await {
-                        existed += u64::from(answer? == Removed::Existed);
-                    }
-                    Ok(existed)
+                    let answers = match keys {
+                        [key] => vec![self.backend.remove(key).await],
+                        _ => self.backend.remove_many(keys).await,
+                    };
+                    answers.into_iter().map(|answer| Ok(u64::from(answer? == Removed::Existed))).collect()
                 }
-                Removal::Mark(namespace, mark) => self.backend.mark(namespace, mark).await.map(|()| 0),
+                Removal::Mark(namespace, mark) => self.backend.mark(namespace, mark).await.map(|()| vec![0]),
                 Removal::Matching(namespace, pattern) => {
-                    self.backend.remove_matching(namespace, pattern).await
+                    self.backend.remove_matching(namespace, pattern).await.map(|count| vec![count])
                 }
             }
         };

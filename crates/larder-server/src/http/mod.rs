@@ -128,8 +128,8 @@ impl App {
 
     async fn health(&self) -> ServerHealth {
         let cache = self.store.cache.health().await;
-        let mut notes = self.store.incidents();
-        notes.extend(self.database_fault.iter().map(|fault| format!("memory only: {fault}")));
+        let notes: Vec<String> =
+            self.database_fault.iter().map(|fault| format!("memory only: {fault}")).collect();
         let level = if notes.is_empty() { cache.level } else { HealthLevel::Degraded };
         ServerHealth { level, notes, cache }
     }

@@ -51,32 +51,32 @@ pub(crate) type OnEvict<K, V> = Arc<dyn Fn(&K, &V, EvictReason) + Send + Sync>;
 /// A key space inside one L1.
 #[derive(Debug)]
 pub(crate) struct Space {
-    pub(crate) id: u32,
+    pub(crate) id: u64,
     pub(crate) namespace: Namespace,
 }
 
 /// A key of a space.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Slot<K> {
-    pub(crate) space: u32,
+    pub(crate) space: u64,
     pub(crate) key: K,
 }
 
 struct Lookup<'a, Q: ?Sized> {
-    space: u32,
+    space: u64,
     key: &'a Q,
 }
 
 impl<K: Hash> Hash for Slot<K> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u32(self.space);
+        state.write_u64(self.space);
         self.key.hash(state);
     }
 }
 
 impl<Q: Hash + ?Sized> Hash for Lookup<'_, Q> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u32(self.space);
+        state.write_u64(self.space);
         self.key.hash(state);
     }
 }
