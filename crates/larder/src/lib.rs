@@ -1,5 +1,8 @@
 //! larder: a cache toolkit.
 
+#[cfg(feature = "macros")]
+#[doc(hidden)]
+pub mod __macros;
 pub mod backend;
 mod cache;
 pub mod clock;
@@ -21,6 +24,8 @@ pub use cache::{
 };
 pub use error::{BoxError, Error, ErrorClass, ErrorKind, Result};
 pub use l1::EvictReason;
+#[cfg(feature = "macros")]
+pub use larder_macros::cached;
 pub use options::EntryOptions;
 pub use stats::{Evicted, Stats, TierStats};
 pub use tier::TierOptions;
