@@ -22,6 +22,11 @@ pub use cache::{
     Blocking, Builder, Cache, EntryState, Explanation, Health, HealthLevel, Hit, Key, KeyInfo, KeysPage,
     KeysRequest, LoadContext, Loaded, Removal, Stale, TierExplanation, TierHealth, Value, Written,
 };
+/// The L1 table by itself, for larder-bench. Not part of the API.
+#[cfg(feature = "unstable-table")]
+#[doc(hidden)]
+pub use l1::table as unstable_table;
+
 pub use error::{BoxError, Error, ErrorClass, ErrorKind, Result};
 pub use l1::EvictReason;
 #[cfg(feature = "macros")]

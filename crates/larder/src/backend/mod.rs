@@ -15,12 +15,16 @@ use std::fmt;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod memory;
+#[cfg(feature = "registry")]
+mod registry;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
 pub use memory::{MemoryBackend, MemoryOptions};
+#[cfg(feature = "registry")]
+pub use registry::{Needs, Registry};
 #[cfg(feature = "sqlite")]
-pub use sqlite::{Durability, SqliteBackend, SqliteOptions};
+pub use sqlite::{Durability, Incident, SqliteBackend, SqliteOptions};
 
 /// A moment in one store's own order: what a reader saw before it began.
 ///

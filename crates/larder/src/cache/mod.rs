@@ -1,7 +1,7 @@
 //! The typed front: what a service holds.
 //!
-//! `read.rs` is the read path from top to bottom, `load.rs` what a flight does, `write.rs` sets and
-//! removals. Everything here is shared by all clones and namespaces of one cache.
+//! `read.rs` is the read path from top to bottom, `wait.rs` who waits for a flight, `load.rs` what a flight
+//! does, `write.rs` sets and removals. Everything here is shared by all clones and namespaces of one cache.
 
 mod blocking;
 mod builder;
@@ -14,6 +14,7 @@ mod loader;
 mod maintain;
 mod promise;
 mod read;
+mod wait;
 mod write;
 
 pub use blocking::Blocking;
@@ -31,7 +32,7 @@ use crate::clock::{Clock, NEVER_MS, millis};
 use crate::entry::{EntryKind, Meta, Tags};
 use crate::error::Result;
 use crate::key::{EntryKey, Namespace};
-use crate::l1::{L1, Published, Resident, Space};
+use crate::l1::{Entry, L1, Now, Published, Space};
 use crate::options::EntryOptions;
 use crate::stamp::StampClock;
 use crate::stats::{Counters, Stats};
@@ -107,7 +108,7 @@ pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
     l1_ttl_max: Duration,
     clock: Clock,
     stamps: StampClock,
-    counters: Counters,
+    counters: Arc<Counters>,
     spaces: Mutex<HashMap<Namespace, Arc<Space>>>,
     write_backs: AtomicUsize,
     is_closed: AtomicBool,
@@ -209,27 +210,24 @@ impl<K: Key, V: Value> Shared<K, V> {
 
     /// Puts a value into L1. Without a ticket it is taken while nobody else can write the key, so that only
     /// a later stamp can refuse it.
-    #[expect(clippy::too_many_arguments, reason = "each is a different fact about one entry")]
-    fn publish_in_l1(
+    fn publish(
         &self,
         space: &Space,
         key: &K,
-        value: Option<V>,
-        meta: Meta,
+        (value, meta, from_tier): (Option<V>, Meta, u8),
         ticket: Option<Ticket>,
         options: &EntryOptions,
-        from_tier: u8,
     ) -> Published {
-        let now = (self.clock.wall_ms(), self.clock.mono_ms());
-        let meta = cap(meta, self.l1_ttl_max);
         let weight = match (&self.weigh, &value) {
             (Some(weigh), Some(value)) => weigh(key, value),
             _ => 1,
         };
-        let entry = crate::l1::Entry { kind: meta.kind, stamp: meta.stamp, tags: meta.tags.clone(), ticket };
-        self.l1.publish(space, key, entry, now.0, &self.counters, |seen, weight_min| {
-            Resident::new(value, meta, seen, options, now, weight.max(weight_min), from_tier)
-        })
+        let meta = cap(meta, self.l1_ttl_max);
+        self.l1.publish(space, key, Entry { value, meta, ticket, weight, from_tier }, options, self.now())
+    }
+
+    fn now(&self) -> Now {
+        Now { wall_ms: self.clock.wall_ms(), mono_ms: self.clock.mono_ms() }
     }
 }
 

@@ -223,7 +223,7 @@ impl<K: Key + serde::Serialize, V: Value> Cache<K, V> {
                 Delivered::Now(count) => count,
                 Delivered::Later => 0,
             };
-            let in_l1 = shared.l1.remove_matching(&space, &shared.counters, |key| {
+            let in_l1 = shared.l1.remove_matching(&space, |key| {
                 EntryKey::new(&space.namespace, key).is_ok_and(|key| pattern.matches(&key.text()))
             });
             below.max(in_l1)
@@ -296,14 +296,14 @@ impl<K: Key, V: Value> Shared<K, V> {
                 }
                 Some(PutOutcome::Older(later)) => {
                     self.stamps.advance(later, self.clock.wall_ms());
-                    self.l1.remove(space, &item.key, &self.counters);
+                    self.l1.remove(space, &item.key);
                     self.counters.add(Count::SetSuperseded);
                     return Ok(Written::Superseded);
                 }
                 // A removal came between ticket and write, of this key or of one that shares its fence. The
                 // set has not been acknowledged, so it may as well happen after it.
                 Some(_) => {
-                    self.l1.remove(space, &item.key, &self.counters);
+                    self.l1.remove(space, &item.key);
                 }
             }
         }
@@ -331,7 +331,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         options: &EntryOptions,
     ) -> Written {
         self.counters.add(Count::Set);
-        match self.publish_in_l1(space, &item.key, Some(item.value), meta, ticket, options, 0) {
+        match self.publish(space, &item.key, (Some(item.value), meta, 0), ticket, options) {
             // Refused by L1's own fences, it is in the tiers all the same, and a miss here.
             Published::Stored | Published::Fenced => Written::Stored,
             Published::Older(_) => {
@@ -364,7 +364,7 @@ impl<K: Key, V: Value> Shared<K, V> {
 
     fn remove_in_l1(&self, space: &Space, key: &K) -> bool {
         self.counters.add(Count::Removal);
-        self.l1.remove(space, key, &self.counters)
+        self.l1.remove(space, key)
     }
 
     /// Carries a removal out in the tiers, the lowest first.

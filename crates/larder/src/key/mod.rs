@@ -105,7 +105,7 @@ impl fmt::Debug for Namespace {
 /// assert_eq!(key.text(), "profile:17");
 /// assert_ne!(key, EntryKey::new(&users, &("profile", "17"))?);
 /// assert_ne!(key, EntryKey::new(&users, "profile:17")?);
-/// # larder::Result::Ok(())
+/// # Ok::<(), larder::Error>(())
 /// ```
 #[derive(Clone)]
 pub struct EntryKey {
@@ -257,6 +257,3 @@ fn split_long(bytes: &[u8]) -> Option<(&[u8], &str)> {
 fn is_canonical(bytes: &[u8]) -> bool {
     split_long(bytes).is_some() || bytes.len() <= ENTRY_KEY_BYTES_MAX && walk::is_canonical(bytes)
 }
-
-#[cfg(test)]
-mod tests;
