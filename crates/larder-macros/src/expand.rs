@@ -9,6 +9,7 @@ use crate::options::Options;
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
+use syn::{FnArg, parse_quote};
 
 pub(crate) fn expand(function: &Function, options: &Options) -> TokenStream {
     let glue = Glue::new(function, options);
@@ -108,6 +109,14 @@ fn uncached(glue: &Glue<'_>) -> TokenStream {
     let doc = glue.doc("What `{}` does, without its cache.");
     let mut sig = glue.function.item.sig.clone();
     sig.ident = glue.function.sibling("uncached");
+    for input in &mut sig.inputs {
+        // An argument that only the key or a tag needs is not unused.
+        if let FnArg::Typed(argument) = input
+            && glue.options.mention(&argument.pat)
+        {
+            argument.attrs.push(parse_quote!(#[allow(unused_variables)]));
+        }
+    }
     let (vis, block) = (&glue.function.item.vis, &glue.function.item.block);
     quote!(#doc #everywhere #attributes #[allow(dead_code)] #vis #sig #block)
 }

@@ -1,13 +1,13 @@
 //! The attribute's arguments: which there are, and what each may be.
 
 use crate::duration;
-use proc_macro2::TokenStream;
+use proc_macro2::{TokenStream, TokenTree};
 use quote::{ToTokens, quote, quote_spanned};
 use std::time::Duration;
 use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream};
 use syn::spanned::Spanned;
-use syn::{Error, Expr, ExprLit, Ident, Lit, Token};
+use syn::{Error, Expr, ExprLit, Ident, Lit, Pat, Token};
 
 /// `#[cached(...)]`, read.
 #[derive(Default)]
@@ -59,6 +59,17 @@ impl Parse for Options {
 }
 
 impl Options {
+    /// Whether an expression over the arguments mentions a name that the pattern binds.
+    pub(crate) fn mention(&self, pattern: &Pat) -> bool {
+        let over_arguments =
+            [&self.key, &self.condition, &self.ttl, &self.negative_ttl].into_iter().flatten().chain(&self.tags);
+        let mut names = Vec::new();
+        over_arguments.for_each(|expr| collect_names(expr.to_token_stream(), &mut names));
+        let mut bound = Vec::new();
+        collect_names(pattern.to_token_stream(), &mut bound);
+        bound.iter().any(|name| names.contains(name))
+    }
+
     fn take(&mut self, name: &Ident, input: ParseStream<'_>) -> syn::Result<()> {
         match name.to_string().as_str() {
             "associated" => self.is_associated = true,
@@ -202,6 +213,23 @@ fn boolean(expr: &Expr) -> syn::Result<bool> {
     match literal(expr) {
         Some(Lit::Bool(flag)) => Ok(flag.value),
         _ => Err(Error::new(expr.span(), "`true` or `false` is allowed")),
+    }
+}
+
+/// All identifiers, and those that format strings capture.
+fn collect_names(tokens: TokenStream, names: &mut Vec<String>) {
+    for token in tokens {
+        match token {
+            TokenTree::Ident(ident) => names.push(ident.to_string()),
+            TokenTree::Group(group) => collect_names(group.stream(), names),
+            TokenTree::Literal(text) => {
+                let is_part = |c: char| c.is_alphanumeric() || c == '_';
+                let text = text.to_string();
+                let captured = text.split('{').skip(1).map(|rest| rest.split(|c| !is_part(c)).next());
+                names.extend(captured.flatten().map(str::to_owned));
+            }
+            TokenTree::Punct(_) => {}
+        }
     }
 }
 

@@ -282,13 +282,13 @@ mod returns {
     }
 
     #[cached]
-    async fn shared(n: u32) -> Result<u32, Refused> {
+    async fn shared(_n: u32) -> Result<u32, Refused> {
         tokio::time::sleep(Duration::from_millis(10)).await;
         Err(Refused::Source(run(&SHARED)))
     }
 
     #[cached]
-    async fn once(n: u32) -> Result<u32, Box<dyn std::error::Error + Send + Sync>> {
+    async fn once(_n: u32) -> Result<u32, Box<dyn std::error::Error + Send + Sync>> {
         tokio::time::sleep(Duration::from_millis(10)).await;
         Err(format!("failure {}", run(&ONCE)).into())
     }
@@ -531,13 +531,13 @@ mod failures {
     }
 
     #[cached]
-    async fn panics(n: u32) -> u32 {
+    async fn panics(_n: u32) -> u32 {
         run(&PANICS);
         panic!("on purpose")
     }
 
     #[cached]
-    fn panics_blocking(n: u32) -> larder::Result<u32> {
+    fn panics_blocking(_n: u32) -> larder::Result<u32> {
         panic!("on purpose")
     }
 
@@ -626,7 +626,7 @@ mod passed_through {
     fn a_cache_with_a_tier_takes_the_keys() {
         let _ = EntryOptions::default();
         static TIERED: LazyLock<Cache<EntryKey, u32>> = LazyLock::new(|| {
-            let tier = Arc::new(larder::backend::Memory::default());
+            let tier = Arc::new(larder::backend::MemoryBackend::new(larder::backend::MemoryOptions::default()));
             Cache::builder().entries_max(1).tier(tier).build().unwrap()
         });
         runs!(RUNS);
