@@ -5,8 +5,7 @@ use std::time::Duration;
 const ALLOWED: &str = "a duration is written \"90s\", \"5m\", \"1h30m\", \"250ms\", \"2d\" or \"never\"";
 
 /// Units with their milliseconds; `ms` before `m`.
-const UNITS: [(&str, u64); 5] =
-    [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
 /// Reads "1h30m" and the like; "never" is [`Duration::MAX`].
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {

@@ -71,8 +71,7 @@ fn through_the_cache(glue: &Glue<'_>, load: &TokenStream, load_blocking: &TokenS
             let finish = if is_optional { quote!(finish_fallible_optional) } else { quote!(finish_fallible) };
             let stored = &returns.value;
             // Spanned where the bound that may be missing is the author's to add.
-            let finish =
-                quote_spanned!(of.span()=> ::larder::__macros::#finish::<#stored, #of>);
+            let finish = quote_spanned!(of.span()=> ::larder::__macros::#finish::<#stored, #of>);
             quote! {{
                 use ::larder::__macros::{RecoverClone as _, RecoverOnce as _};
                 #finish(#found, (&&::larder::__macros::ErrorOf::<#of>::THIS).recover())

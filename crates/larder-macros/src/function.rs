@@ -5,9 +5,7 @@ use crate::returns::{Borrowed, Returns, impl_trait};
 use proc_macro2::{Delimiter, Span, TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
-use syn::{
-    Error, FnArg, GenericParam, Ident, ItemFn, Pat, Receiver, ReceiverKind, Type, WherePredicate,
-};
+use syn::{Error, FnArg, GenericParam, Ident, ItemFn, Pat, Receiver, ReceiverKind, Type, WherePredicate};
 
 /// Most arguments of a key: serde knows tuples up to here.
 const KEY_PARTS_MAX: usize = 16;
@@ -64,7 +62,6 @@ impl Function {
         let path = if is_associated { quote!(Self::) } else { TokenStream::new() };
         Ok(Function { item, returns, receiver, arguments, path })
     }
-
 
     pub(crate) fn is_associated(&self) -> bool {
         !self.path.is_empty()
@@ -132,7 +129,8 @@ fn refuse_qualifiers(item: &ItemFn) -> syn::Result<()> {
 fn read_receiver(receiver: &Receiver) -> syn::Result<Argument> {
     let span = receiver.self_token.span();
     let by_value = "#[cached] can't cache a method that consumes `self`: take `&self` or `self: &Arc<Self>`";
-    let mutable = "#[cached] can't cache a method that changes `self`: a hit would skip the change; take `&self`";
+    let mutable =
+        "#[cached] can't cache a method that changes `self`: a hit would skip the change; take `&self`";
     let ty: Type = match &receiver.kind {
         ReceiverKind::Reference(_, _, Some(mutability)) => {
             return Err(Error::new(mutability.span(), mutable));
@@ -161,7 +159,9 @@ fn read_argument(place: usize, pattern: &Pat, ty: &Type) -> syn::Result<Argument
         Pat::Ident(name) if name.subpat.is_none() && name.by_ref.is_none() => {
             (name.ident.to_token_stream(), None)
         }
-        Pat::Wild(_) => (format_ident!("argument_{place}", span = Span::mixed_site()).to_token_stream(), None),
+        Pat::Wild(_) => {
+            (format_ident!("argument_{place}", span = Span::mixed_site()).to_token_stream(), None)
+        }
         other => {
             let name = format_ident!("argument_{place}", span = Span::mixed_site());
             (name.to_token_stream(), Some(other.clone()))

@@ -92,7 +92,9 @@ impl<'a> Glue<'a> {
         let (everywhere, lints) = (self.attributes(Place::Everywhere), self.lints());
         // The author hears when the function itself is never called.
         let lints = match *name == self.function.item.sig.ident {
-            true => quote!(#[allow(unused_variables, unused_mut, unused_parens, clippy::all, clippy::pedantic)]),
+            true => {
+                quote!(#[allow(unused_variables, unused_mut, unused_parens, clippy::all, clippy::pedantic)])
+            }
             false => lints,
         };
         let item = &self.function.item;
@@ -211,9 +213,10 @@ impl<'a> Glue<'a> {
         };
         let (ttl, negative_ttl) = (option(&self.options.ttl), option(&self.options.negative_ttl));
         let keeps_none = self.options.cache_none != Some(false);
-        let tags = self.options.tags.iter().map(|tag| {
-            self.bound(&quote_spanned!(tag.span()=> ::std::string::ToString::to_string(&(#tag))))
-        });
+        let tags =
+            self.options.tags.iter().map(|tag| {
+                self.bound(&quote_spanned!(tag.span()=> ::std::string::ToString::to_string(&(#tag))))
+            });
         quote! {
             ::larder::__macros::Keep {
                 ttl: #ttl,

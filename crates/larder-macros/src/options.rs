@@ -51,7 +51,8 @@ impl Parse for Options {
         }
         let own_only = seen.iter().find(|name| *name == "entries_max");
         if let (Some(name), Some(_)) = (own_only, &options.cache) {
-            let why = "`entries_max` is for the function's own cache; with `cache = ...` that cache's limit holds";
+            let why =
+                "`entries_max` is for the function's own cache; with `cache = ...` that cache's limit holds";
             return Err(Error::new(name.span(), why));
         }
         Ok(options)
@@ -61,8 +62,10 @@ impl Parse for Options {
 impl Options {
     /// Whether an expression over the arguments mentions a name that the pattern binds.
     pub(crate) fn mention(&self, pattern: &Pat) -> bool {
-        let over_arguments =
-            [&self.key, &self.condition, &self.ttl, &self.negative_ttl].into_iter().flatten().chain(&self.tags);
+        let over_arguments = [&self.key, &self.condition, &self.ttl, &self.negative_ttl]
+            .into_iter()
+            .flatten()
+            .chain(&self.tags);
         let mut names = Vec::new();
         over_arguments.for_each(|expr| collect_names(expr.to_token_stream(), &mut names));
         let mut bound = Vec::new();
@@ -185,7 +188,8 @@ fn namespace(expr: Expr) -> syn::Result<Expr> {
             if !name.is_empty() && name.len() <= 128 && name.bytes().all(is_allowed) {
                 return Ok(expr);
             }
-            let why = format!("\"{name}\" is no namespace: 1 to 128 bytes of A-Z a-z 0-9 _ - . : are allowed");
+            let why =
+                format!("\"{name}\" is no namespace: 1 to 128 bytes of A-Z a-z 0-9 _ - . : are allowed");
             Err(Error::new(expr.span(), why))
         }
         Some(_) => Err(Error::new(expr.span(), "a namespace is a text, like \"users\"")),

@@ -26,7 +26,10 @@ impl Returns {
             Type::Never(_) => return Err(Error::new(full.span(), NOTHING)),
             _ => {}
         }
-        if let Some(error) = Borrowed::find(&full, "#[cached] keeps what the function returns, which must own its data: return `String` in place of `&str`, `Vec<T>` of `&[T]`") {
+        if let Some(error) = Borrowed::find(
+            &full,
+            "#[cached] keeps what the function returns, which must own its data: return `String` in place of `&str`, `Vec<T>` of `&[T]`",
+        ) {
             return Err(error);
         }
         if let Some(span) = impl_trait(&full) {

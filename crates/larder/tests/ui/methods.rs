@@ -1,0 +1,29 @@
+use larder::cached;
+use std::rc::Rc;
+
+struct NoClone;
+
+impl NoClone {
+    #[cached]
+    async fn method(&self, n: u32) -> u32 {
+        n
+    }
+}
+
+struct Repo;
+
+impl Repo {
+    #[cached]
+    fn associated_without_saying_so(n: u32) -> u32 {
+        n
+    }
+}
+
+#[cached]
+async fn not_send(n: u32) -> u32 {
+    let rc = Rc::new(n);
+    std::future::ready(()).await;
+    *rc
+}
+
+fn main() {}
