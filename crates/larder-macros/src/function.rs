@@ -44,14 +44,16 @@ impl Function {
             }
         }
         if options.key.is_none() && arguments.len() > KEY_PARTS_MAX {
-            return Err(Error::new(
-                item.sig.inputs.span(),
-                format!("a key has at most {KEY_PARTS_MAX} arguments: say which with `key = (...)`"),
+            return Err(Error::new_spanned(
+                &item.sig.inputs,
+                format!(
+                    "#[cached] makes a key of at most {KEY_PARTS_MAX} arguments: say which with `key = (...)`"
+                ),
             ));
         }
         if let (Some(false), false) = (options.cache_none, returns.is_optional) {
-            return Err(Error::new(
-                item.sig.output.span(),
+            return Err(Error::new_spanned(
+                &returns.full,
                 "`cache_none = false` is for functions that return `Option<T>` or `Result<Option<T>, E>`",
             ));
         }
@@ -110,13 +112,13 @@ fn refuse_qualifiers(item: &ItemFn) -> syn::Result<()> {
         return refused(abi.span(), "can't cache an `extern` function");
     }
     for parameter in &sig.generics.params {
-        let (span, what) = match parameter {
+        let what = match parameter {
             GenericParam::Lifetime(_) => continue,
-            GenericParam::Type(parameter) => (parameter.span(), "type"),
-            GenericParam::Const(parameter) => (parameter.span(), "const"),
+            GenericParam::Type(_) => "type",
+            GenericParam::Const(_) => "const",
         };
         return refused(
-            span,
+            parameter.span(),
             &format!(
                 "doesn't take {what} parameters: one cache can't hold values of many types; cache a function \
                  of concrete types that calls this one"
@@ -146,7 +148,7 @@ fn read_receiver(receiver: &Receiver) -> syn::Result<Argument> {
     }
     let referent = match &ty {
         Type::Reference(reference) if reference.mutability.is_some() => {
-            return Err(Error::new(reference.span(), mutable));
+            return Err(Error::new_spanned(reference, mutable));
         }
         Type::Reference(reference) => Some((*reference.elem).clone()),
         _ => None,
@@ -167,23 +169,23 @@ fn read_argument(place: usize, pattern: &Pat, ty: &Type) -> syn::Result<Argument
             (name.to_token_stream(), Some(other.clone()))
         }
     };
-    if let Some(span) = impl_trait(ty) {
-        return Err(Error::new(
-            span,
+    if let Some(found) = impl_trait(ty) {
+        return Err(Error::new_spanned(
+            found,
             "#[cached] doesn't take `impl Trait` arguments: they make the function generic; name a type",
         ));
     }
     let referent = match ty {
         Type::Reference(reference) => {
-            if let Some(mutability) = &reference.mutability {
-                return Err(Error::new(
-                    reference.and_token.span.join(mutability.span()).unwrap_or(reference.and_token.span),
+            if reference.mutability.is_some() {
+                return Err(Error::new_spanned(
+                    reference,
                     "#[cached] doesn't take `&mut` arguments: a hit would leave them unchanged",
                 ));
             }
             if let Type::TraitObject(object) = &*reference.elem {
-                return Err(Error::new(
-                    object.span(),
+                return Err(Error::new_spanned(
+                    object,
                     "#[cached] can't copy a `dyn Trait` for the load: take an `Arc<dyn Trait>` and say \
                      what the key is with `key = ...`",
                 ));

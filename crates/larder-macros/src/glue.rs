@@ -129,7 +129,7 @@ impl<'a> Glue<'a> {
         let this = self.cache_receiver().map(|_| quote!(self));
         let by_reference = self.options.cache.as_ref().map(|_| quote!(&));
         quote! {
-            let #cache: &::larder::__macros::FunctionCache<#value> = #by_reference #path #name(#this);
+            let #cache: &<#value as ::larder::__macros::Kept>::Cache = #by_reference #path #name(#this);
         }
     }
 
@@ -161,11 +161,11 @@ impl<'a> Glue<'a> {
     pub(crate) fn make_key(&self) -> TokenStream {
         let cache = &self.cache;
         let arguments = match &self.options.key {
-            Some(key) => quote_spanned!(key.span()=> (#key)),
+            Some(key) => quote_spanned!(key.span()=> ::larder::__macros::part(&(#key))),
             None => {
                 let arguments = self.function.arguments.iter().map(|argument| {
                     let name = &argument.name;
-                    quote_spanned!(argument.ty.span()=> &#name)
+                    quote_spanned!(argument.ty.span()=> ::larder::__macros::part(&#name))
                 });
                 quote!((#(#arguments,)*))
             }

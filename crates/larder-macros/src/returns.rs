@@ -2,7 +2,6 @@
 
 use proc_macro2::TokenStream;
 use quote::quote;
-use syn::spanned::Spanned;
 use syn::{Error, GenericArgument, PathArguments, ReturnType, Type, TypeReference, visit};
 
 /// The return type of a cached function. Told apart by name: a type alias is a `Result` when it is called so.
@@ -22,8 +21,8 @@ impl Returns {
             ReturnType::Default => return Err(Error::new(function.span(), NOTHING)),
         };
         match &full {
-            Type::Tuple(tuple) if tuple.elems.is_empty() => return Err(Error::new(full.span(), NOTHING)),
-            Type::Never(_) => return Err(Error::new(full.span(), NOTHING)),
+            Type::Tuple(tuple) if tuple.elems.is_empty() => return Err(Error::new_spanned(&full, NOTHING)),
+            Type::Never(_) => return Err(Error::new_spanned(&full, NOTHING)),
             _ => {}
         }
         if let Some(error) = Borrowed::find(
@@ -32,9 +31,9 @@ impl Returns {
         ) {
             return Err(error);
         }
-        if let Some(span) = impl_trait(&full) {
-            return Err(Error::new(
-                span,
+        if let Some(found) = impl_trait(&full) {
+            return Err(Error::new_spanned(
+                found,
                 "#[cached] has to name what it keeps: return a concrete type in place of `impl Trait`",
             ));
         }
@@ -102,7 +101,7 @@ impl Borrowed {
 impl<'ast> visit::Visit<'ast> for Borrowed {
     fn visit_type_reference(&mut self, reference: &'ast TypeReference) {
         if reference.lifetime.as_ref().is_none_or(|lifetime| lifetime.ident != "static") {
-            self.error.get_or_insert_with(|| Error::new(reference.span(), self.message));
+            self.error.get_or_insert_with(|| Error::new_spanned(reference, self.message));
         }
         visit::visit_type_reference(self, reference);
     }
@@ -118,11 +117,11 @@ impl<'ast> visit::Visit<'ast> for Borrowed {
 }
 
 /// The first `impl Trait` in a type.
-pub(crate) fn impl_trait(ty: &Type) -> Option<proc_macro2::Span> {
-    struct Search(Option<proc_macro2::Span>);
+pub(crate) fn impl_trait(ty: &Type) -> Option<syn::TypeImplTrait> {
+    struct Search(Option<syn::TypeImplTrait>);
     impl<'ast> visit::Visit<'ast> for Search {
         fn visit_type_impl_trait(&mut self, found: &'ast syn::TypeImplTrait) {
-            self.0.get_or_insert_with(|| found.span());
+            self.0.get_or_insert_with(|| found.clone());
         }
     }
     let mut search = Search(None);

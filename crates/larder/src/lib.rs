@@ -30,6 +30,7 @@ pub use l1::table as unstable_table;
 pub use error::{BoxError, Error, ErrorClass, ErrorKind, Result};
 pub use l1::EvictReason;
 #[cfg(feature = "macros")]
+#[doc = include_str!("cached.md")]
 pub use larder_macros::cached;
 pub use options::EntryOptions;
 pub use stats::{Evicted, Stats, TierStats};
