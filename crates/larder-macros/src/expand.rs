@@ -216,11 +216,11 @@ fn cache(glue: &Glue<'_>) -> TokenStream {
     let (everywhere, lints, where_clause) =
         (glue.attributes(Place::Everywhere), glue.lints(), function.where_without_lifetimes());
     let doc = glue.doc("The cache of `{}`: statistics, tags, clearing, and whatever else it can do.");
-    let receiver = glue.cache_receiver();
+    let (receiver, ty) = (glue.cache_receiver(), glue.cache_type());
     if let Some(given) = &options.cache {
         let given = quote_spanned! {given.span()=>
             ::core::clone::Clone::clone({
-                let given: &::larder::__macros::FunctionCache<#value> = &(#given);
+                let given: &#ty = &(#given);
                 given
             })
         };
@@ -234,7 +234,7 @@ fn cache(glue: &Glue<'_>) -> TokenStream {
         };
         return quote! {
             #doc #everywhere #lints
-            #vis fn #name(#receiver) -> ::larder::__macros::FunctionCache<#value> #where_clause { #given }
+            #vis fn #name(#receiver) -> #ty #where_clause { #given }
         };
     }
     let owner = glue.owner();
@@ -256,13 +256,13 @@ fn cache(glue: &Glue<'_>) -> TokenStream {
         }
     } else {
         quote! {
-            static CACHE: ::std::sync::LazyLock<::larder::__macros::FunctionCache<#value>> =
+            static CACHE: ::std::sync::LazyLock<#ty> =
                 ::std::sync::LazyLock::new(|| #build);
             &CACHE
         }
     };
     quote! {
         #doc #everywhere #lints
-        #vis fn #name() -> &'static ::larder::__macros::FunctionCache<#value> #where_clause { #body }
+        #vis fn #name() -> &'static #ty #where_clause { #body }
     }
 }

@@ -4,6 +4,7 @@
 
 use crate::function::Function;
 use crate::options::Options;
+use crate::returns::Returns;
 use proc_macro2::{Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::Attribute;
@@ -125,12 +126,18 @@ impl<'a> Glue<'a> {
     /// `cache` becomes the function's.
     pub(crate) fn take_cache(&self) -> TokenStream {
         let Glue { function, cache, .. } = self;
-        let (path, name, value) = (&function.path, function.sibling("cache"), &function.returns.value);
+        let (path, name, ty) = (&function.path, function.sibling("cache"), self.cache_type());
         let this = self.cache_receiver().map(|_| quote!(self));
         let by_reference = self.options.cache.as_ref().map(|_| quote!(&));
         quote! {
-            let #cache: &<#value as ::larder::__macros::Kept>::Cache = #by_reference #path #name(#this);
+            let #cache: &#ty = #by_reference #path #name(#this);
         }
+    }
+
+    /// Spanned where the author can add what a value lacks.
+    pub(crate) fn cache_type(&self) -> TokenStream {
+        let Returns { full, value, .. } = &self.function.returns;
+        quote_spanned!(full.span()=> ::larder::__macros::FunctionCache<#value>)
     }
 
     /// The receiver of the function that returns the cache, where it needs one.
@@ -161,11 +168,11 @@ impl<'a> Glue<'a> {
     pub(crate) fn make_key(&self) -> TokenStream {
         let cache = &self.cache;
         let arguments = match &self.options.key {
-            Some(key) => quote_spanned!(key.span()=> ::larder::__macros::part(&(#key))),
+            Some(key) => quote_spanned!(key.span()=> (#key)),
             None => {
                 let arguments = self.function.arguments.iter().map(|argument| {
                     let name = &argument.name;
-                    quote_spanned!(argument.ty.span()=> ::larder::__macros::part(&#name))
+                    quote_spanned!(argument.ty.span()=> &#name)
                 });
                 quote!((#(#arguments,)*))
             }

@@ -9,7 +9,6 @@ use crate::entry::Tags;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, NAMESPACE_BYTES_MAX, Namespace};
 use crate::options::EntryOptions;
-use serde::Serialize;
 use std::any::{Any, TypeId};
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -23,26 +22,6 @@ pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// The cache of one function.
 pub type FunctionCache<V> = Cache<EntryKey, V>;
-
-/// What a function may return to be kept. A projection in place of the cache's own type: where it can't be
-/// made, the compiler says so once and not for each use of the cache.
-#[diagnostic::on_unimplemented(
-    message = "`#[cached]` can't keep a `{Self}`: it has to be `Clone + Send + Sync + 'static`",
-    label = "returned here"
-)]
-pub trait Kept {
-    /// The cache that keeps it.
-    type Cache;
-}
-
-impl<V: Value> Kept for V {
-    type Cache = FunctionCache<V>;
-}
-
-/// A part of a key. A function of its own, so that the compiler points at what isn't `Serialize`.
-pub fn part<T: Serialize + ?Sized>(part: &T) -> impl Serialize {
-    part
-}
 
 /// A `Result` under any name.
 pub trait Fallible {

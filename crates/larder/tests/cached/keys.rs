@@ -56,3 +56,24 @@ fn two_functions_never_share_entries() {
     assert_eq!((same(1), other::same(1)), (3, 2));
     assert_ne!(same_cache().namespace_name(), other::same_cache().namespace_name());
 }
+
+#[tokio::test]
+async fn a_hit_copies_no_argument() {
+    runs!(CLONES);
+    #[derive(serde::Serialize)]
+    struct Counted(u32);
+    impl Clone for Counted {
+        fn clone(&self) -> Self {
+            run(&CLONES);
+            Counted(self.0)
+        }
+    }
+    #[cached]
+    async fn borrowed(counted: &Counted, owned: Counted) -> u32 {
+        counted.0 + owned.0
+    }
+    for _ in 0..3 {
+        assert_eq!(borrowed(&Counted(1), Counted(2)).await, 3);
+    }
+    assert_eq!(CLONES.load(SeqCst), 2, "one each for the load");
+}
