@@ -117,7 +117,16 @@ fn uncached(glue: &Glue<'_>) -> TokenStream {
         }
     }
     let (vis, block) = (&glue.function.item.vis, &glue.function.item.block);
-    quote!(#doc #everywhere #attributes #[allow(dead_code)] #vis #sig #block)
+    // What is to be said of errors, panics and the value stands in the docs of the function itself.
+    let lints = quote! {
+        #[allow(
+            dead_code,
+            clippy::missing_errors_doc,
+            clippy::missing_panics_doc,
+            clippy::must_use_candidate
+        )]
+    };
+    quote!(#doc #everywhere #attributes #lints #vis #sig #block)
 }
 
 /// The body on arguments that it owns: what a flight runs. Its future is erased, because that of a function

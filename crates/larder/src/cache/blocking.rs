@@ -101,6 +101,7 @@ impl<K: Key, V: Value> Blocking<K, V> {
     }
 
     /// [`Cache::get_or_load_lazily`] with a loader that blocks.
+    #[cfg(feature = "macros")]
     pub(crate) fn get_or_load_lazily<M, F, T, E>(
         &self,
         key: &K,

@@ -137,6 +137,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     /// The default options, without a copy.
+    #[cfg(feature = "macros")]
     pub(crate) fn defaults(&self) -> &EntryOptions {
         &self.defaults
     }

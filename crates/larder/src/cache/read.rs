@@ -262,6 +262,7 @@ impl<K: Key, V: Value> Cache<K, V> {
 
     /// [`get_or_load_with`](Self::get_or_load_with) with a loader that is made when it is needed: a hit
     /// costs nothing of what the loader will own. `None` is an absence.
+    #[cfg(feature = "macros")]
     pub(crate) async fn get_or_load_lazily<M, F, Fut, T, E>(
         &self,
         key: &K,

@@ -1,6 +1,8 @@
 //! `#[cached]` as callers of the function see it: who runs the body, what is kept and for how long, what
 //! the companions do, and what becomes of failures.
 
+#![allow(clippy::unwrap_used, reason = "a failure here is the test's")]
+
 use larder::clock::{Clock, ManualClock};
 use larder::key::EntryKey;
 use larder::{Cache, EntryOptions, ErrorKind, cached};
