@@ -6,8 +6,9 @@
 use crate::function::Function;
 use crate::glue::{Glue, Place};
 use crate::options::Options;
-use proc_macro2::TokenStream;
-use quote::{quote, quote_spanned};
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::{ToTokens, quote, quote_spanned};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use syn::spanned::Spanned;
 use syn::{FnArg, parse_quote};
 
@@ -31,7 +32,28 @@ fn cached(glue: &Glue<'_>) -> TokenStream {
     let attributes = glue.attributes(Place::Front);
     let (name, returns) = (&glue.function.item.sig.ident, &glue.function.returns.full);
     let body = through_the_cache(glue, &quote!(load), &quote!(load_blocking));
-    glue.sibling(&attributes, name, None, &quote!(#returns), &body)
+    let (witness, witnessed) = stands_in_a_module(glue);
+    let body = quote!(#witnessed #body);
+    let cached = glue.sibling(&attributes, name, None, &quote!(#returns), &body);
+    quote!(#witness #cached)
+}
+
+/// A function, and a use of it that compiles only where siblings are called without `Self::`. In an `impl` that
+/// use says what to write; without it the siblings of a cached function of the same name, outside of the
+/// `impl`, would be called. The name has a hash of the function, so that no other has the same.
+fn stands_in_a_module(glue: &Glue<'_>) -> (TokenStream, TokenStream) {
+    if glue.function.is_associated() {
+        return (TokenStream::new(), TokenStream::new());
+    }
+    let item = &glue.function.item;
+    let mut hasher = DefaultHasher::new();
+    item.to_token_stream().to_string().hash(&mut hasher);
+    let hash = hasher.finish();
+    let name = quote::format_ident!("__in_an_impl_write_cached_associated_on_{}_{hash:x}", item.sig.ident);
+    let name = Ident::new(&name.to_string(), Span::call_site());
+    let everywhere = glue.attributes(Place::Everywhere);
+    let witness = quote!(#everywhere #[doc(hidden)] #[allow(non_snake_case)] fn #name() {});
+    (witness, quote!(let _: fn() = #name;))
 }
 
 fn refresh(glue: &Glue<'_>) -> TokenStream {

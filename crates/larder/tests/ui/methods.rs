@@ -20,6 +20,18 @@ impl Repo {
 }
 
 #[cached]
+fn of_the_same_name(n: u32) -> u32 {
+    n
+}
+
+impl Repo {
+    #[cached]
+    fn of_the_same_name(n: u32) -> u32 {
+        n + 1
+    }
+}
+
+#[cached]
 async fn not_send(n: u32) -> u32 {
     let rc = Rc::new(n);
     std::future::ready(()).await;
