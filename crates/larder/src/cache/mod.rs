@@ -141,6 +141,12 @@ impl<K: Key, V: Value> Cache<K, V> {
         &self.space.namespace
     }
 
+    /// The default options, without a copy.
+    #[cfg(feature = "macros")]
+    pub(crate) fn defaults(&self) -> &EntryOptions {
+        &self.defaults
+    }
+
     /// A copy of the default options, to change for a call.
     pub fn options(&self) -> EntryOptions {
         (*self.defaults).clone()
