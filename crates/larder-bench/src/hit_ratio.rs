@@ -40,12 +40,14 @@ const ENGINES: [(&str, Make); 6] = [
     ("foyer-lfu", |capacity, _, _| foyer(capacity, foyer::LfuConfig::default().into())),
 ];
 type Oracle = fn(&[u32], usize) -> u64;
-const ORACLES: [(&str, Oracle); 3] = [("lru", oracles::lru), ("arc", oracles::arc), ("belady", oracles::belady)];
+const ORACLES: [(&str, Oracle); 3] =
+    [("lru", oracles::lru), ("arc", oracles::arc), ("belady", oracles::belady)];
 
 pub fn run(options: &Options, report: &mut Report) -> Result<(), String> {
     for what in &options.traces {
         let trace = trace::load(what, options.trace_seed)?;
-        let capacities = if options.capacities.is_empty() { defaults(what, &trace) } else { options.capacities.clone() };
+        let capacities =
+            if options.capacities.is_empty() { defaults(what, &trace) } else { options.capacities.clone() };
         for capacity in capacities {
             one(&trace, capacity, options, report);
         }
@@ -55,16 +57,22 @@ pub fn run(options: &Options, report: &mut Report) -> Result<(), String> {
 
 fn defaults(what: &str, trace: &Trace) -> Vec<usize> {
     let known = TRACES.iter().find(|(name, _)| what.ends_with(name));
-    known.map_or_else(|| vec![trace.distinct.div_ceil(100), trace.distinct.div_ceil(10)], |(_, sizes)| sizes.to_vec())
+    known.map_or_else(
+        || vec![trace.distinct.div_ceil(100), trace.distinct.div_ceil(10)],
+        |(_, sizes)| sizes.to_vec(),
+    )
 }
 
 fn one(trace: &Trace, capacity: usize, options: &Options, report: &mut Report) {
     let case = format!("hit-ratio {}@{capacity}", trace.name);
-    let chosen = |name: &str| options.engines.is_empty() || options.engines.iter().any(|engine| engine == name);
+    let chosen =
+        |name: &str| options.engines.is_empty() || options.engines.iter().any(|engine| engine == name);
     let mut lines: Vec<Line> = Vec::new();
     for (name, make) in ENGINES.into_iter().filter(|(name, _)| chosen(name)) {
         let seeds = if name == "larder" { options.seeds } else { 1 };
-        let runs: Vec<_> = (0..seeds).map(|seed| replay(&mut make(capacity, seed, options.shards), trace, capacity)).collect();
+        let runs: Vec<_> = (0..seeds)
+            .map(|seed| replay(&mut make(capacity, seed, options.shards), trace, capacity))
+            .collect();
         let mut ratios: Vec<f64> = runs.iter().map(|(ratio, _)| *ratio).collect();
         ratios.sort_by(f64::total_cmp);
         let mut line = Line::new(&case, name).value("hit_ratio", ratios[ratios.len() / 2]);

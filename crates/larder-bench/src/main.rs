@@ -38,7 +38,9 @@ fn run(arguments: impl Iterator<Item = String>) -> Result<(), String> {
     };
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or_else(|| format!("{argument} takes a value"));
-        let number = |text: String| text.parse::<usize>().map_err(|_| format!("{argument} takes a number, not {text:?}"));
+        let number = |text: String| {
+            text.parse::<usize>().map_err(|_| format!("{argument} takes a number, not {text:?}"))
+        };
         match argument.as_str() {
             "--json" => report.json = true,
             "--capacity" => options.capacities.push(number(value()?)?),

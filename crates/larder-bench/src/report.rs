@@ -51,16 +51,27 @@ impl Report {
                 let mut object = Map::new();
                 object.insert("case".into(), json!(line.case));
                 object.insert("subject".into(), json!(line.subject));
-                object.extend(line.values.iter().map(|(name, value)| ((*name).into(), json!((value * 1e4).round() / 1e4))));
+                object.extend(
+                    line.values
+                        .iter()
+                        .map(|(name, value)| ((*name).into(), json!((value * 1e4).round() / 1e4))),
+                );
                 object.insert("ratio_to".into(), Value::Object(ratios.collect()));
                 if !line.flags.is_empty() {
                     object.insert("flags".into(), json!(line.flags));
                 }
                 println!("{}", Value::Object(object));
             } else {
-                let values: Vec<_> = line.values.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
-                let to_first = ratios.take(1).map(|(name, ratio)| format!("{ratio:.5} x {name}")).collect::<String>();
-                println!("  {:<16} {:<58} {to_first} {}", line.subject, values.join("  "), line.flags.join("; "));
+                let values: Vec<_> =
+                    line.values.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+                let to_first =
+                    ratios.take(1).map(|(name, ratio)| format!("{ratio:.5} x {name}")).collect::<String>();
+                println!(
+                    "  {:<16} {:<58} {to_first} {}",
+                    line.subject,
+                    values.join("  "),
+                    line.flags.join("; ")
+                );
             }
         }
     }

@@ -233,8 +233,10 @@ mod tests {
 
     #[test]
     fn message_names_operation_backend_and_shortened_key() {
-        let error =
-            Error::new(ErrorKind::Full, "put").backend("sqlite").key(&"k\n".repeat(60)).message("disk is full");
+        let error = Error::new(ErrorKind::Full, "put")
+            .backend("sqlite")
+            .key(&"k\n".repeat(60))
+            .message("disk is full");
         let text = error.to_string();
         assert!(text.starts_with("put on sqlite of \"k\\n"), "{text}");
         assert!(text.ends_with("…\": full: disk is full"), "{text}");

@@ -47,7 +47,9 @@ struct Markers {
 /// Why a write was refused, or where it stands.
 pub(crate) enum Admission {
     /// `seen`: the position that the entry is valid from.
-    Admitted { seen: u64 },
+    Admitted {
+        seen: u64,
+    },
     Fenced,
 }
 

@@ -41,7 +41,7 @@ impl Panel {
             slow: Score::new(samples_slow, 3.0, 0.02),
             fast: Score::new(samples_fast, 12.0, 0.20),
             samples: 0,
-            current: std::env::var("LK").ok().and_then(|k| k.parse().ok()).unwrap_or(0),
+            current: 0,
         }
     }
 
@@ -102,10 +102,6 @@ impl Panel {
     }
 
     fn decide(&mut self) {
-        if std::env::var("LK").is_ok() {
-            self.samples = 0;
-            return;
-        }
         self.slow.decay(self.samples);
         self.fast.decay(self.samples);
         self.samples = 0;
@@ -189,14 +185,12 @@ impl Score {
     }
 
     fn better_than(&self, current: usize) -> Option<usize> {
-        let ev=|n:&str,d:f64| std::env::var(n).ok().and_then(|k| k.parse::<f64>().ok()).unwrap_or(d);
         let best = (0..LANES).max_by(|&i, &j| self.hits[i].total_cmp(&self.hits[j]))?;
         let (won, lost) = (self.wins[best][current], self.wins[current][best]);
         let lead = won - lost;
         let share = self.hits[best] / self.total.max(1.0);
         let distance = f64::from((KNOBS[best].small - KNOBS[current].small).abs());
-        let w = if self.worth < 0.1 { ev("PW",0.02) } else { self.worth };
-        let worth = (w * share * (1.0 - share) + ev("PD",0.02) * distance) * self.total;
+        let worth = (self.worth * share * (1.0 - share) + 0.02 * distance) * self.total;
         (best != current && lead > self.deviations * (won + lost).sqrt() && lead > worth).then_some(best)
     }
 }

@@ -40,6 +40,9 @@ pub(super) struct Knobs {
     pub(super) small: f32,
     /// A new entry must have been seen more often than the one it would displace (TinyLFU).
     pub(super) admission: bool,
+    /// The least times that it must have been seen for that. From 3 on, a loop that outlasts the sketch's
+    /// memory admits nothing: halving leaves each of its keys at one or two.
+    sightings_min: u8,
     /// A key that was evicted lately starts as protected.
     pub(super) ghost: bool,
     /// Hits that carry an entry from small to protected.
@@ -50,21 +53,21 @@ pub(super) struct Knobs {
     keep: bool,
 }
 
-const fn admitting(small: f32, ghost: bool) -> Knobs {
-    Knobs { small, admission: true, ghost, promote_at: 1, retry: false, keep: false }
+const fn admitting(small: f32, ghost: bool, sightings_min: u8) -> Knobs {
+    Knobs { small, admission: true, sightings_min, ghost, promote_at: 1, retry: false, keep: false }
 }
 
 const fn fifo(small: f32, promote_at: u8, retry: bool, keep: bool) -> Knobs {
-    Knobs { small, admission: false, ghost: true, promote_at, retry, keep }
+    Knobs { small, admission: false, sightings_min: 0, ghost: true, promote_at, retry, keep }
 }
 
 /// Those that the panel compares; a cache starts with the first. Each leads somewhere: small windows with
 /// admission on skewed popularity and scans, large ones on recency, plain queues on loops.
 pub(super) const KNOBS: [Knobs; 7] = [
-    admitting(0.1, true),
-    admitting(0.7, true),
-    admitting(0.003, false),
-    admitting(0.1, false),
+    admitting(0.1, true, 1),
+    admitting(0.7, true, 1),
+    admitting(0.003, false, 3),
+    admitting(0.1, false, 1),
     fifo(0.02, 2, false, false),
     fifo(0.3, 1, false, true),
     fifo(0.4, 2, true, false),
@@ -92,7 +95,10 @@ impl Policy {
     /// For about `entries` entries, under these knobs alone.
     pub(super) fn only(knobs: &Knobs, entries: usize) -> Self {
         let entries_if = |used: bool| if used { entries } else { 0 };
-        Policy { ghost: Ghost::new(entries_if(knobs.ghost)), sketch: Sketch::new(entries_if(knobs.admission)) }
+        Policy {
+            ghost: Ghost::new(entries_if(knobs.ghost)),
+            sketch: Sketch::new(entries_if(knobs.admission)),
+        }
     }
 
     /// Grows its memory when there are more entries than it was made for.
@@ -189,7 +195,8 @@ impl Policy {
     fn duel(&mut self, queues: &mut impl Queues, knobs: &Knobs, challenger: u32, patience: &mut u32) -> u32 {
         if let Some(victim) = self.candidate(queues, knobs, patience) {
             let seen = |id| self.sketch.estimate(queues.fingerprint(id));
-            if seen(challenger) > seen(victim) {
+            let sightings = seen(challenger);
+            if sightings > seen(victim) && sightings >= knobs.sightings_min {
                 queues.pop(List::Probation);
                 queues.push(List::Probation, challenger);
                 return self.bury(queues, victim);

@@ -158,7 +158,14 @@ impl<K, V> State<K, V> {
         true
     }
 
-    fn replace(&mut self, id: u32, (key, value): (K, V), weight: u32, terms: Terms, gone: &mut Leaving<K, V>) {
+    fn replace(
+        &mut self,
+        id: u32,
+        (key, value): (K, V),
+        weight: u32,
+        terms: Terms,
+        gone: &mut Leaving<K, V>,
+    ) {
         let before = self.slots.get(id).map_or(0, Entry::weight);
         let (key, value) = self.slots.replace(id, key, value, weight);
         self.weight = self.weight - before + u64::from(weight);

@@ -203,7 +203,8 @@ fn an_entry_may_take_a_whole_shard_and_no_more() {
     // Refused, and its predecessor is gone: the old value must not outlive the write.
     assert_eq!(put(&table, 1, Terms::weighing(5000)), [(1, 1, Gone::Replaced), (1, 1, Gone::TooHeavy)]);
     assert!(table.is_empty());
-    let vast = Table::<u32, u64>::new(Limits { weight_max: u64::MAX, entries_hint: 4, shards: None, seed: None });
+    let vast =
+        Table::<u32, u64>::new(Limits { weight_max: u64::MAX, entries_hint: 4, shards: None, seed: None });
     let mut refused = 0;
     vast.insert(1, 1, Terms::weighing(1 << 32), &mut |_, _, _| refused += 1);
     vast.insert(2, 2, Terms::weighing((1 << 32) - 1), &mut |_, _, _| refused += 1);
