@@ -189,7 +189,7 @@ impl Score {
         let (won, lost) = (self.wins[best][current], self.wins[current][best]);
         let lead = won - lost;
         let share = self.hits[best] / self.total.max(1.0);
-        let distance = f64::from((KNOBS[best].small - KNOBS[current].small).abs());
+        let distance = (KNOBS[best].small.as_f64() - KNOBS[current].small.as_f64()).abs();
         let worth = (self.worth * share * (1.0 - share) + 0.02 * distance) * self.total;
         (best != current && lead > self.deviations * (won + lost).sqrt() && lead > worth).then_some(best)
     }
