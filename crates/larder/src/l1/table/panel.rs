@@ -13,7 +13,7 @@ const LANES: usize = KNOBS.len();
 const SHADOW_MIN: usize = 400;
 /// Entries per shadow from which on thinning the sample further costs no hit ratio. At 100,000 entries one
 /// access in 64 costs up to .01 with an unlucky hash, one in 16 nothing.
-const SHADOW_AMPLE: usize = 4096;
+const SHADOW_AMPLE: usize = 2048;
 
 /// The shadows, what they hold, and how they fared.
 pub(super) struct Panel {
