@@ -3,6 +3,7 @@
 use crate::clock::NEVER_MS;
 use crate::error::{Error, ErrorKind, Result};
 use crate::stamp::Stamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::sync::Arc;
 
@@ -93,6 +94,18 @@ impl Tags {
     /// Whether `tag` is one of them.
     pub fn contains(&self, tag: &str) -> bool {
         self.0.as_deref().unwrap_or_default().binary_search_by(|other| (**other).cmp(tag)).is_ok()
+    }
+}
+
+impl Serialize for Tags {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for Tags {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Tags::new(Vec::<String>::deserialize(deserializer)?).map_err(de::Error::custom)
     }
 }
 

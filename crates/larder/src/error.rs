@@ -41,6 +41,8 @@ pub enum ErrorKind {
     Loader,
     /// The loader panicked.
     LoaderPanicked,
+    /// Other code of the caller's panicked: a backend, weigher, listener or `Serialize`.
+    Panicked,
     /// The loader said, or is remembered to have said, that there is no such value.
     NotFound,
     /// A loader waits for a load that waits for it.
@@ -82,7 +84,7 @@ impl ErrorKind {
             ReadOnly | Corrupt | Config | Key | Codec | TooLarge | NotFound | NestedLoad | Unsupported => {
                 ErrorClass::Permanent
             }
-            Loader | LoaderPanicked | Unknown => ErrorClass::Unknown,
+            Loader | LoaderPanicked | Panicked | Unknown => ErrorClass::Unknown,
         }
     }
 
@@ -102,6 +104,7 @@ impl ErrorKind {
             TooLarge => "too_large",
             Loader => "loader",
             LoaderPanicked => "loader_panicked",
+            Panicked => "panicked",
             NotFound => "not_found",
             NestedLoad => "nested_load",
             Overloaded => "overloaded",

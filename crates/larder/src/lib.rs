@@ -1,19 +1,32 @@
 //! larder: a cache toolkit.
 
 pub mod backend;
+mod cache;
 pub mod clock;
 pub mod entry;
 pub mod envelope;
 pub mod error;
 pub mod key;
 mod l1;
+pub mod options;
+mod rules;
 mod runtime;
 pub mod stamp;
+mod stats;
 mod sync;
+mod tier;
 
+pub use cache::{
+    Blocking, Builder, Cache, EntryState, Explanation, Health, HealthLevel, Hit, Key, KeyInfo, KeysPage,
+    KeysRequest, LoadContext, Loaded, Removal, Stale, TierExplanation, TierHealth, Value, Written,
+};
 /// The L1 table by itself, for larder-bench. Not part of the API.
 #[cfg(feature = "unstable-table")]
 #[doc(hidden)]
 pub use l1::table as unstable_table;
 
 pub use error::{BoxError, Error, ErrorClass, ErrorKind, Result};
+pub use l1::EvictReason;
+pub use options::EntryOptions;
+pub use stats::{Evicted, Stats, TierStats};
+pub use tier::TierOptions;

@@ -44,7 +44,7 @@ pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
 
 #[cfg(larder_shuttle)]
 pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
-    shuttle::future::spawn(future).detach();
+    drop(shuttle::future::spawn(future));
 }
 
 /// A timer that works in and outside of a runtime.
@@ -59,4 +59,29 @@ pub(crate) fn sleep(duration: Duration) -> Pin<Box<tokio::time::Sleep>> {
 #[cfg(larder_shuttle)]
 pub(crate) fn sleep(_: Duration) -> Pin<Box<tokio::time::Sleep>> {
     unreachable!("shuttle schedules use a manual clock")
+}
+
+/// Blocks this thread until a future is ready. Whatever the future spawns runs on larder's own runtime: the
+/// one that this thread may belong to can't make progress while the thread is blocked.
+#[cfg(not(larder_shuttle))]
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    use std::task::{Context, Poll, Wake, Waker};
+
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    let _own = own().enter();
+    let mut future = std::pin::pin!(future);
+    let waker = Waker::from(std::sync::Arc::new(Unpark(std::thread::current())));
+    let mut cx = Context::from_waker(&waker);
+    loop {
+        match future.as_mut().poll(&mut cx) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park(),
+        }
+    }
 }

@@ -101,7 +101,7 @@ impl StampClock {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(larder_shuttle)))]
 mod tests {
     use super::*;
 

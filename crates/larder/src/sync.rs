@@ -10,7 +10,7 @@ use std::sync as imp;
 #[cfg(larder_shuttle)]
 use shuttle::sync as imp;
 
-pub(crate) use imp::atomic;
+pub(crate) use imp::{MutexGuard, atomic};
 
 /// A mutex that ignores poison.
 #[derive(Default)]
@@ -23,14 +23,14 @@ impl<T> Mutex<T> {
 }
 
 impl<T: ?Sized> Mutex<T> {
-    pub(crate) fn lock(&self) -> imp::MutexGuard<'_, T> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 impl<T: ?Sized> Mutex<T> {
     /// `None` while another thread holds it.
-    pub(crate) fn try_lock(&self) -> Option<imp::MutexGuard<'_, T>> {
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         match self.0.try_lock() {
             Ok(guard) => Some(guard),
             Err(std::sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
@@ -68,5 +68,31 @@ impl<T: ?Sized> RwLock<T> {
 impl<T: ?Sized> std::fmt::Debug for RwLock<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("RwLock(..)")
+    }
+}
+
+/// The number of the flight whose loader runs on this thread right now; 0 for none.
+pub(crate) mod current_flight {
+    use std::cell::Cell;
+
+    #[cfg(not(larder_shuttle))]
+    thread_local! {
+        static CURRENT: Cell<u64> = const { Cell::new(0) };
+    }
+    #[cfg(larder_shuttle)]
+    shuttle::thread_local! {
+        static CURRENT: Cell<u64> = Cell::new(0);
+    }
+
+    pub(crate) fn get() -> u64 {
+        CURRENT.with(Cell::get)
+    }
+
+    pub(crate) fn set(flight: u64) {
+        CURRENT.with(|current| current.set(flight));
+    }
+
+    pub(crate) fn replace(flight: u64) -> u64 {
+        CURRENT.with(|current| current.replace(flight))
     }
 }

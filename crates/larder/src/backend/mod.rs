@@ -15,12 +15,16 @@ use std::fmt;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod memory;
+#[cfg(feature = "registry")]
+mod registry;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
 pub use memory::{MemoryBackend, MemoryOptions};
+#[cfg(feature = "registry")]
+pub use registry::{Needs, Registry};
 #[cfg(feature = "sqlite")]
-pub use sqlite::{Durability, SqliteBackend, SqliteOptions};
+pub use sqlite::{Durability, Incident, SqliteBackend, SqliteOptions};
 
 /// A moment in one store's own order: what a reader saw before it began.
 ///
@@ -254,6 +258,12 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 
     /// Whether it answers.
     async fn ping(&self) -> Result<()>;
+
+    /// What an operator should know: a file that was set aside and rebuilt, a disk that was full. Empty when
+    /// all is well.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Finishes what was acknowledged and releases files and connections. Later calls fail with
     /// [`ErrorKind::Closed`](crate::ErrorKind::Closed).

@@ -1,6 +1,425 @@
-//! Typed values of this process.
+//! Typed values of this process: bounded, and never older than the last removal that this process knows.
+//!
+//! Owns the table, its fences and what leaves it. Knows nothing of tiers, loads or bytes.
 
 pub(crate) mod fence;
+mod resident;
 #[allow(unreachable_pub, reason = "larder-bench reaches it through `unstable-table`")]
-#[cfg_attr(not(feature = "unstable-table"), allow(dead_code, reason = "until the cache stands on it"))]
+#[cfg_attr(
+    not(feature = "unstable-table"),
+    allow(dead_code, reason = "pins and limits that change come later")
+)]
 pub mod table;
+
+pub(crate) use resident::{Freshness, Now, Resident};
+
+use crate::backend::{Mark, Ticket};
+use crate::entry::{EntryKind, Meta, Tags};
+use crate::key::Namespace;
+use crate::options::EntryOptions;
+use crate::rules::{Rule, holds};
+use crate::stamp::Stamp;
+use crate::stats::{Count, Counters};
+use equivalent::Equivalent;
+use fence::Fences;
+use std::borrow::Borrow;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use table::{Gone, Pin, Table, Terms};
+
+/// Why an entry left L1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EvictReason {
+    /// To make room.
+    Size,
+    /// It was past its physical expiry.
+    Expired,
+    /// A newer value of the same key took its place.
+    Replaced,
+    /// It was removed by key or pattern.
+    Removed,
+    /// One of its tags or its namespace was removed.
+    Invalidated,
+    /// It was never admitted: it is heavier than the cache allows one entry to be.
+    TooLarge,
+}
+
+/// Called for each value that leaves L1, on the thread that caused it, with no lock held.
+pub(crate) type OnEvict<K, V> = Arc<dyn Fn(&K, &V, EvictReason) + Send + Sync>;
+
+/// A key space inside one L1.
+#[derive(Debug)]
+pub(crate) struct Space {
+    pub(crate) id: u32,
+    pub(crate) namespace: Namespace,
+}
+
+/// A key of a space.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Slot<K> {
+    pub(crate) space: u32,
+    pub(crate) key: K,
+}
+
+struct Lookup<'a, Q: ?Sized> {
+    space: u32,
+    key: &'a Q,
+}
+
+impl<K: Hash> Hash for Slot<K> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u32(self.space);
+        self.key.hash(state);
+    }
+}
+
+impl<Q: Hash + ?Sized> Hash for Lookup<'_, Q> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u32(self.space);
+        self.key.hash(state);
+    }
+}
+
+impl<K: Borrow<Q>, Q: Eq + ?Sized> Equivalent<Slot<K>> for Lookup<'_, Q> {
+    fn equivalent(&self, slot: &Slot<K>) -> bool {
+        self.space == slot.space && slot.key.borrow() == self.key
+    }
+}
+
+/// How much L1 may hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) entries_max: u64,
+    pub(crate) bytes_max: Option<u64>,
+}
+
+pub(crate) struct L1<K, V> {
+    table: Table<Slot<K>, Resident<V>>,
+    fences: Fences,
+    /// The least that an entry weighs: with limits on both entries and bytes, a share of the bytes that
+    /// makes the entries' limit hold as well.
+    weight_min: u64,
+    on_evict: Option<OnEvict<K, V>>,
+    counters: Arc<Counters>,
+}
+
+/// A value on its way into L1.
+pub(crate) struct Entry<V> {
+    /// `None`: an absence to remember.
+    pub(crate) value: Option<V>,
+    pub(crate) meta: Meta,
+    /// `None`: take one once nobody else can write the key.
+    pub(crate) ticket: Option<Ticket>,
+    pub(crate) weight: u64,
+    /// The position of the tier that it was copied from, from 1; 0: from none.
+    pub(crate) from_tier: u8,
+}
+
+/// A copy of an entry, for those who may have to serve it when it is stale.
+#[derive(Clone)]
+pub(crate) struct Seen<V> {
+    pub(crate) value: Option<V>,
+    pub(crate) meta: Meta,
+    pub(crate) from_tier: u8,
+}
+
+/// What became of a value on its way into L1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Published {
+    Stored,
+    Fenced,
+    Older(Stamp),
+}
+
+impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
+    pub(crate) fn new(
+        limits: Limits,
+        inc: u64,
+        on_evict: Option<OnEvict<K, V>>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let table = Table::new(table::Limits {
+            weight_max: limits.bytes_max.unwrap_or(limits.entries_max),
+            entries_hint: usize::try_from(limits.entries_max).unwrap_or(usize::MAX),
+            shards: None,
+            seed: None,
+        });
+        let weight_min = limits.bytes_max.map_or(1, |bytes| bytes.div_ceil(limits.entries_max).max(1));
+        L1 { table, fences: Fences::new(inc), weight_min, on_evict, counters }
+    }
+
+    /// A ticket for a read, load or set that begins now.
+    pub(crate) fn ticket(&self) -> Ticket {
+        self.fences.ticket()
+    }
+
+    /// Reads a valid entry. `read` runs under a lock: it looks, clones and returns.
+    #[inline]
+    pub(crate) fn get<Q, R>(&self, space: &Space, key: &Q, read: impl FnOnce(&Resident<V>) -> R) -> Option<R>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let marker_pos = self.fences.marker_pos();
+        let found = self.table.get(&Lookup { space: space.id, key }, |resident| {
+            if resident.checked() >= marker_pos || self.is_valid(space, resident, marker_pos) {
+                Ok(read(resident))
+            } else {
+                Err(resident.stamp)
+            }
+        });
+        match found? {
+            Ok(read) => Some(read),
+            Err(stamp) => {
+                self.evict(space, key, stamp, EvictReason::Invalidated);
+                None
+            }
+        }
+    }
+
+    /// The slow half of [`get`](Self::get): a marker moved since the entry was last found valid.
+    #[cold]
+    fn is_valid(&self, space: &Space, resident: &Resident<V>, marker_pos: u64) -> bool {
+        // What was valid at `checked` has no older marker against it, so `checked` stands for where it was
+        // written.
+        let is_valid = self.fences.invalid(&space.namespace, resident.tags(), resident.checked()).is_none();
+        if is_valid {
+            resident.set_checked(marker_pos);
+        }
+        is_valid
+    }
+
+    /// A copy of a valid entry that is not physically expired.
+    pub(crate) fn seen<Q>(&self, space: &Space, key: &Q, now: Now) -> Option<Seen<V>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.get(space, key, |resident| resident.seen(now)).filter(|seen| !seen.meta.is_gone(now.wall_ms))
+    }
+
+    /// Serves an entry without another load until `retry_at_ms`, if it still is the one of `stamp`, valid
+    /// and not expired; returns whether it is.
+    pub(crate) fn throttle(&self, space: &Space, key: &K, stamp: Stamp, now: Now, retry_at_ms: u64) -> bool {
+        let throttled = self.peek(space, key, |resident| {
+            let is_same = resident.stamp == stamp && !resident.is_gone(now.mono_ms);
+            if is_same {
+                resident.throttle(retry_at_ms);
+            }
+            is_same
+        });
+        throttled.unwrap_or(false)
+    }
+
+    /// Looks at a valid entry. Counts as no access and drops nothing.
+    pub(crate) fn peek<R>(&self, space: &Space, key: &K, read: impl FnOnce(&Resident<V>) -> R) -> Option<R> {
+        let found = self.table.peek(&Lookup { space: space.id, key }, |resident| {
+            let is_valid =
+                self.fences.invalid(&space.namespace, resident.tags(), resident.checked()).is_none();
+            is_valid.then(|| read(resident))
+        });
+        found.flatten()
+    }
+
+    /// Whether the entry of `stamp` still is the one of its key, valid and not expired.
+    pub(crate) fn is_current(&self, space: &Space, key: &K, stamp: Stamp, now: Now) -> bool {
+        let is_it = |resident: &Resident<V>| resident.stamp == stamp && !resident.is_gone(now.mono_ms);
+        self.peek(space, key, is_it).unwrap_or(false)
+    }
+
+    /// Puts an entry, unless its ticket or stamp forbid it.
+    pub(crate) fn publish(
+        &self,
+        space: &Space,
+        key: &K,
+        entry: Entry<V>,
+        options: &EntryOptions,
+        now: Now,
+    ) -> Published {
+        let Entry { value, meta, ticket, weight, from_tier } = entry;
+        let lookup = Lookup { space: space.id, key };
+        let guard = self.fences.lock(self.table.hash(&lookup));
+        let ticket = ticket.unwrap_or_else(|| self.fences.ticket());
+        let meets_set = self.table.peek(&lookup, |there| {
+            let is_ordered = there.kind == EntryKind::Set
+                && !there.stamp.is_distrusted(now.wall_ms)
+                && self.fences.invalid(&space.namespace, there.tags(), there.checked()).is_none();
+            is_ordered.then_some(there.stamp)
+        });
+        let meets_set = meets_set.flatten();
+        if let (EntryKind::Set, Some(later)) = (meta.kind, meets_set.filter(|&there| there >= meta.stamp))
+            && holds(Rule::StampOrder)
+        {
+            let removed = self.table.remove(&lookup);
+            drop(guard);
+            self.report_one(removed, EvictReason::Replaced);
+            return Published::Older(later);
+        }
+        let seen = guard.admit(&space.namespace, ticket, meta.kind, &meta.tags, meets_set.is_some());
+        let Some(seen) = seen else {
+            if meta.kind == EntryKind::Load || !holds(Rule::RefusedSetRemoves) {
+                return Published::Fenced;
+            }
+            guard.remove();
+            let removed = self.table.remove(&lookup);
+            drop(guard);
+            self.report_one(removed, EvictReason::Replaced);
+            return Published::Fenced;
+        };
+        let resident = Resident::new(value, &meta, seen, options, now, from_tier);
+        let terms = Terms {
+            weight: weight.max(self.weight_min),
+            expires_at_ms: resident.expires_at_ms(),
+            pin: Pin::Evictable,
+        };
+        let slot = Slot { space: space.id, key: key.clone() };
+        let mut gone = Vec::new();
+        self.table
+            .insert(slot, resident, terms, &mut |slot, resident, reason| gone.push((slot, resident, reason)));
+        drop(guard);
+        for (slot, resident, reason) in gone {
+            self.report(
+                &slot.key,
+                &resident,
+                match reason {
+                    Gone::Replaced => EvictReason::Replaced,
+                    Gone::Evicted => EvictReason::Size,
+                    Gone::TooHeavy => EvictReason::TooLarge,
+                },
+            );
+        }
+        Published::Stored
+    }
+
+    /// Removes a key; returns whether a valid value was there.
+    pub(crate) fn remove(&self, space: &Space, key: &K) -> bool {
+        let lookup = Lookup { space: space.id, key };
+        let guard = self.fences.lock(self.table.hash(&lookup));
+        guard.remove();
+        let removed = self.table.remove(&lookup);
+        drop(guard);
+        let was_there = removed.as_ref().is_some_and(|(_, resident)| {
+            resident.value.is_some()
+                && self.fences.invalid(&space.namespace, resident.tags(), resident.checked()).is_none()
+        });
+        self.report_one(removed, EvictReason::Removed);
+        was_there
+    }
+
+    pub(crate) fn mark(&self, space: &Space, mark: &Mark) {
+        self.fences.mark(&space.namespace, mark);
+    }
+
+    /// Removes every key that `matches`, and refuses writes of the space that have begun.
+    pub(crate) fn remove_matching(&self, space: &Space, mut matches: impl FnMut(&K) -> bool) -> u64 {
+        self.fences.raise_floor(&space.namespace);
+        let mut removed = 0;
+        self.scan(
+            |slot, _| (slot.space == space.id).then(|| slot.key.clone()),
+            |key| {
+                if matches(&key) && self.remove(space, &key) {
+                    removed += 1;
+                }
+            },
+        );
+        removed
+    }
+
+    /// Drops an entry if it still is the one of `stamp`.
+    pub(crate) fn evict<Q>(&self, space: &Space, key: &Q, stamp: Stamp, reason: EvictReason)
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let removed = self.table.remove_if(&Lookup { space: space.id, key }, |there| there.stamp == stamp);
+        self.report_one(removed, reason);
+    }
+
+    /// Drops what is past its physical expiry, in at most `steps` steps; returns how many entries that were.
+    /// What was invalidated goes when it is read or evicted.
+    pub(crate) fn expire(&self, now_ms: u64, steps: usize) -> u64 {
+        let mut expired = 0;
+        self.table.expire(now_ms, steps, &mut |slot: Slot<K>, resident| {
+            expired += 1;
+            self.report(&slot.key, &resident, EvictReason::Expired);
+        });
+        expired
+    }
+
+    /// Copies of the valid entries of a space, with their weights in bytes unknown to it.
+    pub(crate) fn list(&self, space: &Space, now: Now, mut each: impl FnMut(K, Seen<V>)) {
+        let copy = |slot: &Slot<K>, resident: &Resident<V>| {
+            let is_listed = slot.space == space.id
+                && !resident.is_gone(now.mono_ms)
+                && self.fences.invalid(&space.namespace, resident.tags(), resident.checked()).is_none();
+            is_listed.then(|| (slot.key.clone(), resident.seen(now)))
+        };
+        self.scan(copy, |(key, seen)| each(key, seen));
+    }
+
+    /// Whether a removal or set that a reader must see came after `ticket`, apart from tags.
+    pub(crate) fn moved(&self, space: &Space, key: &K, ticket: Ticket) -> bool {
+        self.fences.moved(&space.namespace, self.table.hash(&Lookup { space: space.id, key }), ticket)
+    }
+
+    /// Whether one of the tags was removed after `ticket`.
+    pub(crate) fn tags_moved(&self, space: &Space, tags: &Tags, ticket: Ticket) -> bool {
+        self.fences.tags_moved(&space.namespace, tags, ticket)
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.table.len() as u64
+    }
+
+    pub(crate) fn weight(&self) -> u64 {
+        self.table.weight()
+    }
+
+    pub(crate) fn weight_max(&self) -> u64 {
+        self.table.weight_max()
+    }
+
+    /// Walks the table a few hundred entries at a time: `pick` under a lock, `then` outside of it.
+    fn scan<T>(&self, pick: impl Fn(&Slot<K>, &Resident<V>) -> Option<T>, mut then: impl FnMut(T)) {
+        let mut next = Some(0);
+        while let Some(cursor) = next {
+            let mut picked = Vec::new();
+            next =
+                self.table.scan(cursor, SCAN_AT_ONCE, |slot, resident| picked.extend(pick(slot, resident)));
+            picked.into_iter().for_each(&mut then);
+        }
+    }
+
+    fn report_one(&self, removed: Option<(Slot<K>, Resident<V>)>, reason: EvictReason) {
+        if let Some((slot, resident)) = removed {
+            self.report(&slot.key, &resident, reason);
+        }
+    }
+
+    fn report(&self, key: &K, resident: &Resident<V>, reason: EvictReason) {
+        self.counters.add(match reason {
+            EvictReason::Size => Count::EvictedSize,
+            EvictReason::Expired => Count::EvictedExpired,
+            EvictReason::Replaced => Count::EvictedReplaced,
+            EvictReason::Removed => Count::EvictedRemoved,
+            EvictReason::Invalidated => Count::EvictedInvalidated,
+            EvictReason::TooLarge => Count::EvictedTooLarge,
+        });
+        if let (Some(on_evict), Some(value)) = (&self.on_evict, &resident.value) {
+            let call = std::panic::AssertUnwindSafe(|| on_evict(key, value, reason));
+            if std::panic::catch_unwind(call).is_err() {
+                tracing::error!(?reason, "an eviction listener panicked");
+            }
+        }
+    }
+}
+
+/// Entries that a scan looks at in one hold of a lock.
+const SCAN_AT_ONCE: usize = 256;
+
+impl<V: Clone> Resident<V> {
+    pub(crate) fn seen(&self, now: Now) -> Seen<V> {
+        Seen { value: self.value.clone(), meta: self.meta(now), from_tier: self.from_tier }
+    }
+}

@@ -194,6 +194,11 @@ impl<K: Hash + Eq, V> Table<K, V> {
         gone.hand_out(out);
     }
 
+    /// The hash of a key, keyed at random: the same for equal keys of this table only.
+    pub fn hash<Q: Hash + ?Sized>(&self, key: &Q) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
     /// Removes an entry.
     pub fn remove<Q>(&self, key: &Q) -> Option<(K, V)>
     where

@@ -3,12 +3,13 @@
 //! Three readings: wall clock for what is stored (it may jump), monotonic milliseconds for deadlines and
 //! L1 expiry (it never jumps), and a coarse monotonic reading for the hit path.
 
-use crate::sync::Mutex;
+#[cfg(unix)]
+mod coarse;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -44,7 +45,7 @@ impl Clock {
             Source::System => {
                 SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| millis(elapsed))
             }
-            Source::Manual(manual) => manual.0.lock().wall_ms,
+            Source::Manual(manual) => manual.state().wall_ms,
         }
     }
 
@@ -52,16 +53,17 @@ impl Clock {
     pub fn mono_ms(&self) -> u64 {
         match &self.0 {
             Source::System => 1 + millis(process_start().elapsed()),
-            Source::Manual(manual) => manual.0.lock().mono_ms,
+            Source::Manual(manual) => manual.state().mono_ms,
         }
     }
 
-    /// [`mono_ms`](Self::mono_ms), up to one scheduler tick (1 to 4 ms) late: a third of the cost.
+    /// [`mono_ms`](Self::mono_ms), about 4 ms late at most while the process gets its share of processor time:
+    /// one load instead of a system call.
     #[inline]
     pub fn coarse_ms(&self) -> u64 {
         match &self.0 {
-            Source::System => coarse_ms(),
-            Source::Manual(manual) => manual.0.lock().mono_ms,
+            Source::System => coarse::now_ms(),
+            Source::Manual(manual) => manual.state().mono_ms,
         }
     }
 
@@ -73,7 +75,7 @@ impl Clock {
         Sleep(match &self.0 {
             Source::System => SleepSource::System(crate::runtime::sleep(duration)),
             Source::Manual(manual) => {
-                let mut state = manual.0.lock();
+                let mut state = manual.state();
                 state.next_sleeper += 1;
                 let wake_at = state.mono_ms.saturating_add(millis(duration));
                 SleepSource::Manual { clock: manual.clone(), id: (wake_at, state.next_sleeper) }
@@ -93,31 +95,15 @@ fn process_start() -> Instant {
     *START.get_or_init(Instant::now)
 }
 
-#[cfg(target_os = "linux")]
-#[inline]
-fn coarse_ms() -> u64 {
-    // Both clocks count from the same origin, so the coarse one is converted by a constant offset.
-    static ORIGIN_MS: OnceLock<u64> = OnceLock::new();
-    let origin = *ORIGIN_MS.get_or_init(|| raw_ms(libc::CLOCK_MONOTONIC) - millis(process_start().elapsed()));
-    1 + raw_ms(libc::CLOCK_MONOTONIC_COARSE).saturating_sub(origin)
-}
-
-#[cfg(target_os = "linux")]
-#[inline]
-fn raw_ms(clock: libc::clockid_t) -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is a valid timespec that outlives the call; both clock ids exist since Linux 2.6.32.
-    unsafe { libc::clock_gettime(clock, &raw mut now) };
-    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
-}
-
-#[cfg(not(target_os = "linux"))]
-#[inline]
-fn coarse_ms() -> u64 {
-    1 + millis(process_start().elapsed())
+#[cfg(not(unix))]
+mod coarse {
+    pub(super) fn now_ms() -> u64 {
+        1 + super::millis(super::process_start().elapsed())
+    }
 }
 
 /// A clock that stands still until it is told to move. Clones share the same time.
+// Its lock is not shuttle's: reading the time is no step that a schedule needs to part.
 #[derive(Clone, Debug)]
 pub struct ManualClock(Arc<Mutex<ManualState>>);
 
@@ -144,7 +130,7 @@ impl ManualClock {
     /// Moves wall and monotonic time and wakes whoever slept until then.
     pub fn advance(&self, duration: Duration) {
         let due = {
-            let mut state = self.0.lock();
+            let mut state = self.state();
             state.wall_ms = state.wall_ms.saturating_add(millis(duration));
             state.mono_ms = state.mono_ms.saturating_add(millis(duration));
             let first_later = (state.mono_ms.saturating_add(1), 0);
@@ -156,12 +142,16 @@ impl ManualClock {
 
     /// Lets the wall clock jump, as an operator or a time server would; monotonic time stands still.
     pub fn set_wall_ms(&self, wall_ms: u64) {
-        self.0.lock().wall_ms = wall_ms;
+        self.state().wall_ms = wall_ms;
     }
 
     /// How many [`Clock::sleep`] futures wait.
     pub fn sleepers(&self) -> usize {
-        self.0.lock().sleepers.len()
+        self.state().sleepers.len()
+    }
+
+    fn state(&self) -> MutexGuard<'_, ManualState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -188,7 +178,7 @@ impl Future for Sleep {
         match &mut self.0 {
             SleepSource::System(sleep) => sleep.as_mut().poll(cx),
             SleepSource::Manual { clock, id } => {
-                let mut state = clock.0.lock();
+                let mut state = clock.state();
                 if state.mono_ms >= id.0 {
                     return Poll::Ready(());
                 }
@@ -202,12 +192,12 @@ impl Future for Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         if let SleepSource::Manual { clock, id } = &self.0 {
-            clock.0.lock().sleepers.remove(id);
+            clock.state().sleepers.remove(id);
         }
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(larder_shuttle)))]
 mod tests {
     use super::*;
 
@@ -222,7 +212,7 @@ mod tests {
     fn coarse_and_precise_agree_within_a_tick() {
         let clock = Clock::system();
         let (coarse, precise) = (clock.coarse_ms(), clock.mono_ms());
-        assert!(coarse <= precise + 1 && precise - coarse.min(precise) < 1000, "{coarse} {precise}");
+        assert!(coarse <= precise && precise - coarse < 1000, "{coarse} {precise}");
     }
 
     #[tokio::test]

@@ -1,0 +1,212 @@
+//! Settings of a cache, checked once.
+
+use super::flight::Flights;
+use super::{Cache, Format, Key, Shared, Value, Weigh};
+use crate::backend::Backend;
+use crate::clock::Clock;
+use crate::envelope::{Envelope, EnvelopeOptions};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::Namespace;
+use crate::l1::{EvictReason, L1, Limits, OnEvict};
+use crate::options::EntryOptions;
+use crate::stamp::StampClock;
+use crate::stats::Counters;
+use crate::tier::{Tier, TierOptions};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::Duration;
+
+/// Makes the format once the envelope's options are known.
+type MakeFormat<K, V> = fn(EnvelopeOptions) -> Result<Arc<dyn Format<K, V>>>;
+
+/// Builds a [`Cache`].
+#[must_use]
+pub struct Builder<K, V> {
+    namespace: Namespace,
+    entries_max: u64,
+    bytes_max: Option<u64>,
+    weigh: Option<Weigh<K, V>>,
+    l1_ttl_max: Duration,
+    defaults: EntryOptions,
+    tiers: Vec<(Arc<dyn Backend>, TierOptions)>,
+    make_format: Option<MakeFormat<K, V>>,
+    envelope: EnvelopeOptions,
+    clock: Clock,
+    node: Option<u32>,
+    flights_max: usize,
+    waiters_max: usize,
+    on_evict: Option<OnEvict<K, V>>,
+}
+
+impl<K: Key, V: Value> Builder<K, V> {
+    pub(super) fn new() -> Self {
+        Builder {
+            namespace: Namespace::default(),
+            entries_max: 100_000,
+            bytes_max: None,
+            weigh: None,
+            l1_ttl_max: Duration::MAX,
+            defaults: EntryOptions::default(),
+            tiers: Vec::new(),
+            make_format: None,
+            envelope: EnvelopeOptions::default(),
+            clock: Clock::system(),
+            node: None,
+            flights_max: 10_000,
+            waiters_max: 100_000,
+            on_evict: None,
+        }
+    }
+
+    /// The namespace of the first view. Default: "default".
+    pub fn namespace(mut self, namespace: Namespace) -> Self {
+        self.namespace = namespace;
+        self
+    }
+
+    /// Most entries in L1, over all namespaces; at least 1. Default: 100,000.
+    pub fn entries_max(mut self, entries_max: u64) -> Self {
+        self.entries_max = entries_max;
+        self
+    }
+
+    /// Most bytes in L1 by `weigh`, which is asked once per entry. Both limits hold; for that, an entry
+    /// counts for at least `bytes_max / entries_max` bytes. An entry over its share of the limit is not
+    /// kept. Default: no limit beside [`entries_max`](Self::entries_max).
+    pub fn bytes_max(
+        mut self,
+        bytes_max: u64,
+        weigh: impl Fn(&K, &V) -> u64 + Send + Sync + 'static,
+    ) -> Self {
+        self.bytes_max = Some(bytes_max);
+        self.weigh = Some(Arc::new(weigh));
+        self
+    }
+
+    /// The longest that an entry stays fresh in L1, whatever its TTL. Default: no limit.
+    pub fn l1_ttl_max(mut self, ttl_max: Duration) -> Self {
+        self.l1_ttl_max = ttl_max;
+        self
+    }
+
+    /// The options of entries that are set or loaded without their own.
+    pub fn defaults(mut self, defaults: EntryOptions) -> Self {
+        self.defaults = defaults;
+        self
+    }
+
+    /// Where the time is read. Backends have a clock of their own: give them the same.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// The node's part of stamps. Default: random, which is right unless a tier keeps the last stamp and
+    /// the node has a name that survives restarts.
+    pub fn node(mut self, node: u32) -> Self {
+        self.node = Some(node);
+        self
+    }
+
+    /// Most loads under way at once; further ones fail with
+    /// [`Overloaded`](crate::ErrorKind::Overloaded). Default: 10,000, some tens of megabytes of tasks.
+    pub fn flights_max(mut self, flights_max: usize) -> Self {
+        self.flights_max = flights_max;
+        self
+    }
+
+    /// Most callers that wait for one load. Default: 100,000.
+    pub fn waiters_max(mut self, waiters_max: usize) -> Self {
+        self.waiters_max = waiters_max;
+        self
+    }
+
+    /// Called for each value that leaves L1, with the reason, on the thread that caused it and with no
+    /// lock held. It must be quick: callers wait for it. Its panics are caught and logged.
+    pub fn on_evict(mut self, listener: impl Fn(&K, &V, EvictReason) + Send + Sync + 'static) -> Self {
+        self.on_evict = Some(Arc::new(listener));
+        self
+    }
+
+    /// How values are encoded for the tiers.
+    pub fn envelope(mut self, envelope: EnvelopeOptions) -> Self {
+        self.envelope = envelope;
+        self
+    }
+
+    /// Checks every setting and builds the cache.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`], naming the setting, its value and what is allowed.
+    pub fn build(self) -> Result<Cache<K, V>> {
+        self.defaults.validate()?;
+        for (setting, value) in [
+            ("entries_max", self.entries_max),
+            ("bytes_max", self.bytes_max.unwrap_or(1)),
+            ("flights_max", self.flights_max as u64),
+            ("waiters_max", self.waiters_max as u64),
+        ] {
+            if value == 0 {
+                return Err(Error::new(ErrorKind::Config, "build")
+                    .message(format!("{setting} is 0; at least 1 is allowed")));
+            }
+        }
+        let format = self.make_format.map(|make| make(self.envelope)).transpose()?;
+        let limits = Limits { entries_max: self.entries_max, bytes_max: self.bytes_max };
+        let clock = self.clock;
+        let counters = Arc::new(Counters::new());
+        let tiers =
+            self.tiers.into_iter().map(|(backend, options)| Tier::new(backend, options, clock.clone()));
+        let shared = Arc::new(Shared {
+            l1: L1::new(limits, fastrand::u64(..), self.on_evict, Arc::clone(&counters)),
+            flights: Arc::new(Flights::new(self.flights_max, self.waiters_max)),
+            tiers: tiers.collect(),
+            format,
+            weigh: self.weigh,
+            l1_ttl_max: self.l1_ttl_max,
+            stamps: StampClock::new(self.node.unwrap_or_else(|| fastrand::u32(..))),
+            clock,
+            counters,
+            spaces: crate::sync::Mutex::new(HashMap::new()),
+            write_backs: AtomicUsize::new(0),
+            is_closed: AtomicBool::new(false),
+            has_adopted_stamps: AtomicBool::new(false),
+        });
+        super::maintain::start(&shared);
+        let space = shared.space(&self.namespace);
+        Ok(Cache { shared, space, defaults: Arc::new(self.defaults) })
+    }
+}
+
+impl<K, V> Builder<K, V>
+where
+    K: Key + Serialize,
+    V: Value + Serialize + DeserializeOwned,
+{
+    /// Adds a tier below those added before.
+    pub fn tier(self, backend: Arc<dyn Backend>) -> Self {
+        self.tier_with(backend, TierOptions::default())
+    }
+
+    /// Adds a tier with options of its own.
+    pub fn tier_with(mut self, backend: Arc<dyn Backend>, options: TierOptions) -> Self {
+        self.tiers.push((backend, options));
+        self.make_format = Some(|options| Ok(Arc::new(Envelope::new(options)?)));
+        self
+    }
+}
+
+impl<K, V> std::fmt::Debug for Builder<K, V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder")
+            .field("namespace", &self.namespace)
+            .field("entries_max", &self.entries_max)
+            .field("bytes_max", &self.bytes_max)
+            .field("defaults", &self.defaults)
+            .field("tiers", &self.tiers)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,274 @@
+//! Why an answer is what it is, and whether the tiers are well.
+
+use super::flight::Purpose;
+use super::{Cache, Key, Value};
+use crate::backend::Miss;
+use crate::clock::NEVER_MS;
+use crate::entry::{EntryKind, Meta};
+use crate::envelope::Envelope;
+use crate::l1::Slot;
+use crate::tier::{Tier, TierRead};
+use serde::Serialize;
+use std::borrow::Borrow;
+use std::fmt;
+use std::hash::Hash;
+
+/// What every tier knows of a key, top first.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Explanation {
+    /// The key's namespace.
+    pub namespace: String,
+    /// L1, then the tiers below.
+    pub tiers: Vec<TierExplanation>,
+    /// Whether a load of the key is under way.
+    pub is_loading: bool,
+}
+
+/// What one tier knows of a key.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct TierExplanation {
+    /// "l1" or the tier's name.
+    pub tier: String,
+    /// In a word: `fresh`, `stale`, `absent`, `expired`, `tag` (one of its tags was removed), `cleared`,
+    /// `aside` (the tier is set aside or did not answer), or the reason why the envelope was refused.
+    pub state: String,
+    /// What is known of the entry, if there is one.
+    pub entry: Option<EntryState>,
+}
+
+/// The facts of an entry.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct EntryState {
+    /// "load" or "set".
+    pub kind: &'static str,
+    /// Whether it is a remembered absence.
+    pub is_negative: bool,
+    /// Its version.
+    pub stamp: String,
+    /// When it was made, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// Milliseconds that it stays fresh; `None`: for ever.
+    pub fresh_ms_left: Option<u64>,
+    /// Milliseconds until it is physically gone; `None`: never.
+    pub gone_ms_left: Option<u64>,
+    /// What its load took, in milliseconds.
+    pub load_ms: u32,
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// The bytes of its envelope; `None` in L1.
+    pub bytes: Option<u64>,
+    /// L1 only: how often it was read; above 256 an estimate.
+    pub accesses: Option<u32>,
+    /// L1 only: milliseconds since it was last read, to about a second.
+    pub idle_ms: Option<u64>,
+    /// L1 only: the tier it was copied from.
+    pub source: Option<String>,
+}
+
+impl<K: Key, V: Value> Cache<K, V> {
+    /// Says what every tier knows of a key. Counts as no access, changes nothing.
+    pub async fn explain<Q>(&self, key: &Q) -> Explanation
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let shared = &self.shared;
+        let mut tiers = vec![self.explain_l1(key)];
+        if let Ok(Some(entry_key)) = shared.encode(&self.space, &key.to_owned()) {
+            for tier in &shared.tiers {
+                let read = tier.read(std::slice::from_ref(&entry_key)).await.pop();
+                tiers.push(self.explain_tier(tier, read));
+            }
+        }
+        let slot = Slot { space: self.space.id, key: key.to_owned() };
+        Explanation {
+            namespace: self.space.namespace.to_string(),
+            tiers,
+            is_loading: shared.flights.is_flying(&slot, Purpose::Load),
+        }
+    }
+
+    fn explain_l1<Q>(&self, key: &Q) -> TierExplanation
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let shared = &self.shared;
+        let now = shared.now();
+        let found = shared.l1.get(&self.space, key, |resident| {
+            let state = match (resident.is_gone(now.mono_ms), resident.fresh_ms_left(now.mono_ms)) {
+                (true, _) => "expired",
+                (false, Some(0)) => "stale",
+                (false, _) => "fresh",
+            };
+            let source = match resident.from_tier {
+                0 => None,
+                position => Some(shared.tiers[usize::from(position) - 1].name().to_owned()),
+            };
+            let entry = EntryState {
+                accesses: Some(resident.accesses()),
+                idle_ms: Some(resident.idle_ms(now.mono_ms)),
+                source,
+                ..entry_state(&resident.meta(now), now.wall_ms)
+            };
+            (state, entry)
+        });
+        let (state, entry) = found.map_or(("absent", None), |(state, entry)| (state, Some(entry)));
+        TierExplanation { tier: "l1".to_owned(), state: state.to_owned(), entry }
+    }
+
+    fn explain_tier(&self, tier: &Tier, read: Option<TierRead>) -> TierExplanation {
+        let wall_ms = self.shared.clock.wall_ms();
+        let (state, entry) = match read {
+            None | Some(TierRead::Unavailable) => ("aside", None),
+            Some(TierRead::Missed { why, .. }) => (miss_name(why), None),
+            Some(TierRead::Found { sealed, .. }) => match Envelope::header(&sealed) {
+                Err(refused) => (refused.name(), None),
+                Ok(header) => {
+                    let mut entry = entry_state(&header.meta, wall_ms);
+                    entry.bytes = Some(sealed.len() as u64);
+                    (if entry.fresh_ms_left == Some(0) { "stale" } else { "fresh" }, Some(entry))
+                }
+            },
+        };
+        TierExplanation { tier: tier.name().to_owned(), state: state.to_owned(), entry }
+    }
+}
+
+fn entry_state(meta: &Meta, wall_ms: u64) -> EntryState {
+    let left = |until_ms| (until_ms != NEVER_MS).then(|| u64::saturating_sub(until_ms, wall_ms));
+    EntryState {
+        kind: match meta.kind {
+            EntryKind::Load => "load",
+            EntryKind::Set => "set",
+        },
+        is_negative: meta.is_negative,
+        stamp: meta.stamp.to_string(),
+        created_ms: meta.created_ms,
+        fresh_ms_left: left(meta.fresh_until_ms),
+        gone_ms_left: left(meta.gone_at_ms),
+        load_ms: meta.load_ms,
+        tags: meta.tags.iter().map(str::to_owned).collect(),
+        bytes: None,
+        accesses: None,
+        idle_ms: None,
+        source: None,
+    }
+}
+
+fn miss_name(why: Miss) -> &'static str {
+    match why {
+        Miss::Absent => "absent",
+        Miss::Expired => "expired",
+        Miss::Tag => "tag",
+        Miss::Cleared => "cleared",
+        Miss::Incarnation => "incarnation",
+        Miss::Clock => "clock",
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "namespace {}", self.namespace)?;
+        for TierExplanation { tier, state, entry } in &self.tiers {
+            write!(f, "{tier:<10} {state}")?;
+            if let Some(entry) = entry {
+                let ms = |left: Option<u64>| {
+                    left.map_or_else(|| "never".to_owned(), |ms| format!("{:.1} s", ms as f64 / 1e3))
+                };
+                write!(f, ", {}", if entry.is_negative { "absence" } else { entry.kind })?;
+                write!(f, ", fresh for {}, gone in {}", ms(entry.fresh_ms_left), ms(entry.gone_ms_left))?;
+                if let Some(bytes) = entry.bytes {
+                    write!(f, ", {bytes} bytes")?;
+                }
+                write!(f, ", version {}", entry.stamp)?;
+                if !entry.tags.is_empty() {
+                    write!(f, ", tags {}", entry.tags.join(" "))?;
+                }
+                if let Some(accesses) = entry.accesses {
+                    write!(f, ", read {accesses} times, idle {}", ms(entry.idle_ms))?;
+                }
+                if let Some(source) = &entry.source {
+                    write!(f, ", copied from {source}")?;
+                }
+            }
+            writeln!(f)?;
+        }
+        if self.is_loading {
+            writeln!(f, "a load is under way")?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a cache and its tiers are well.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Health {
+    /// The worst of all tiers.
+    pub level: HealthLevel,
+    /// The tiers below L1, top first.
+    pub tiers: Vec<TierHealth>,
+}
+
+/// How well something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthLevel {
+    /// All is well.
+    Healthy,
+    /// The cache serves, without something it should have.
+    Degraded,
+}
+
+/// How a tier is.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct TierHealth {
+    /// Its name.
+    pub name: String,
+    /// How well it is.
+    pub level: HealthLevel,
+    /// What an answer took, in microseconds; `None` without one.
+    pub ping_us: Option<u64>,
+    /// For how long it has been set aside, in milliseconds.
+    pub aside_ms: Option<u64>,
+    /// Removals that wait to be replayed.
+    pub undelivered: u64,
+    /// What went wrong last, or what the backend itself has to say.
+    pub notes: Vec<String>,
+}
+
+impl<K: Key, V: Value> Cache<K, V> {
+    /// Asks every tier for a sign of life. Takes at most the tiers' read timeouts.
+    pub async fn health(&self) -> Health {
+        let mut tiers = Vec::new();
+        for tier in &self.shared.tiers {
+            tiers.push(self.tier_health(tier).await);
+        }
+        let level = tiers.iter().map(|tier| tier.level).max().unwrap_or(HealthLevel::Healthy);
+        Health { level, tiers }
+    }
+
+    async fn tier_health(&self, tier: &Tier) -> TierHealth {
+        let start = std::time::Instant::now();
+        let answer = tier.ping().await;
+        let ping_us = answer.is_ok().then(|| u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
+        let aside = tier.aside();
+        let mut notes: Vec<String> = answer.err().map(|error| error.to_string()).into_iter().collect();
+        notes.extend(aside.iter().filter_map(|(_, error)| error.as_ref().map(ToString::to_string)));
+        notes.extend(tier.backend.notes());
+        let is_well = notes.is_empty() && aside.is_none();
+        TierHealth {
+            name: tier.name().to_owned(),
+            level: if is_well { HealthLevel::Healthy } else { HealthLevel::Degraded },
+            ping_us,
+            aside_ms: aside.map(|(lasting, _)| crate::clock::millis(lasting)),
+            undelivered: tier.stats().undelivered,
+            notes,
+        }
+    }
+}

@@ -1,0 +1,523 @@
+//! Runs flights: tiers from the top down, then the loader, then publishes upwards and lands.
+//!
+//! A flight runs in a task of its own, so that no caller's cancellation stops it. One flight of one key and
+//! one batch of many keys are the same code.
+
+use super::flight::{Answer, Boarding, Landing, Purpose};
+use super::loader::{Found, LoadContext, Loaded, Source};
+use super::{Key, Shared, Value};
+use crate::backend::{Put, Ticket};
+use crate::clock::NEVER_MS;
+use crate::clock::millis;
+use crate::entry::{EntryKind, Meta, Tags};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::EntryKey;
+use crate::l1::{Published, Seen, Slot, Space};
+use crate::options::EntryOptions;
+use crate::rules::{Rule, holds};
+use crate::stats::Count;
+use crate::tier::{TierRead, before};
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::future::Future;
+use std::hash::Hash;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
+
+/// Most loaded values on their way to the tiers at once. Past it they stay in L1 only: a tier that can't
+/// keep up must not fill the memory.
+const WRITE_BACKS_MAX: usize = 1024;
+
+/// One key of a flight.
+pub(crate) struct Item<K: Hash + Eq, V: Clone> {
+    pub(crate) key: K,
+    pub(crate) landing: Landing<K, V>,
+    /// A copy of the entry in L1 that the caller met.
+    pub(crate) met: Option<Seen<V>>,
+    pub(crate) mode: Mode,
+}
+
+/// A flight under way: what it has learned from the tiers.
+struct Pending<K: Hash + Eq, V: Clone> {
+    item: Item<K, V>,
+    entry_key: Option<EntryKey>,
+    tickets: Vec<Option<Ticket>>,
+    /// The latest entry of a tier that is not the answer; of the same one in two tiers, the lower.
+    stale: Option<Answer<V>>,
+    previous: Option<Previous<V>>,
+}
+
+/// What a loader may declare "not modified".
+struct Previous<V> {
+    value: V,
+    tags: Tags,
+    /// 0: L1; else the tier's position from 1.
+    from_tier: u8,
+}
+
+/// How a flight treats what is fresh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// A fresh entry of a tier is the answer.
+    Fill,
+    /// The loader is asked in any case; nobody waits.
+    Refresh,
+    /// The loader is asked in any case; the caller waits.
+    Reload,
+}
+
+impl<K: Key, V: Value> Shared<K, V> {
+    pub(crate) async fn fly(
+        self: Arc<Self>,
+        space: Arc<Space>,
+        items: Vec<Item<K, V>>,
+        source: Source<K, V>,
+        options: EntryOptions,
+    ) {
+        let mut pending = Vec::with_capacity(items.len());
+        for item in items {
+            match self.encode(&space, &item.key) {
+                Ok(entry_key) => {
+                    let tickets = vec![None; self.tiers.len()];
+                    pending.push(Pending { item, entry_key, tickets, stale: None, previous: None });
+                }
+                Err(error) => item.landing.land(Err(error)),
+            }
+        }
+        let mut pending = self.read_tiers(&space, pending, &options).await;
+        if let Source::Tiers = source {
+            for one in pending {
+                one.item.landing.land(Ok(one.stale));
+            }
+            return;
+        }
+        let serve = |one| self.serve_while_revalidating(&space, one, &options);
+        pending = pending.into_iter().filter_map(serve).collect();
+        for one in &mut pending {
+            one.previous = self.previous(&space, one);
+        }
+        if pending.is_empty() {
+            return;
+        }
+        let start_ms = self.clock.mono_ms();
+        let loaded = self.run_loader(&pending, source, &options).await;
+        let load_ms = u32::try_from(self.clock.mono_ms() - start_ms).unwrap_or(u32::MAX);
+        match loaded {
+            Ok(values) => self.settle(&space, pending, values, &options, load_ms).await,
+            Err(error) => {
+                for one in pending {
+                    self.settle_error(&space, one, &error, &options);
+                }
+            }
+        }
+    }
+
+    /// Asks the tiers for every key and lands those that are fresh somewhere; returns the others.
+    async fn read_tiers(
+        &self,
+        space: &Arc<Space>,
+        mut pending: Vec<Pending<K, V>>,
+        options: &EntryOptions,
+    ) -> Vec<Pending<K, V>> {
+        let mut fresh = Vec::new();
+        for (position, tier) in self.tiers.iter().enumerate() {
+            if pending.is_empty() {
+                break;
+            }
+            let keys: Vec<EntryKey> = pending
+                .iter()
+                .map(|one| one.entry_key.clone().expect("a cache with tiers encodes keys"))
+                .collect();
+            let reads = tier.read(&keys).await;
+            let mut missing = Vec::with_capacity(pending.len());
+            for ((mut one, key), read) in pending.into_iter().zip(&keys).zip(reads) {
+                let found = match read {
+                    TierRead::Unavailable => None,
+                    TierRead::Missed { ticket, why } => {
+                        tracing::trace!(tier = tier.name(), ?why, "miss");
+                        one.tickets[position] = Some(ticket);
+                        None
+                    }
+                    TierRead::Found { ticket, sealed } => {
+                        one.tickets[position] = Some(ticket);
+                        self.open(position, key, &sealed).await.map(|(meta, value)| (meta, value, sealed))
+                    }
+                };
+                let counters = tier.counters();
+                let Some((meta, value, sealed)) = found else {
+                    counters.misses.fetch_add(1, Relaxed);
+                    missing.push(one);
+                    continue;
+                };
+                counters.hits.fetch_add(1, Relaxed);
+                let is_stale = self.is_stale(&meta);
+                let answer = Answer { value, meta, is_stale, from_tier: position as u8 + 1 };
+                if is_stale || one.item.mode != Mode::Fill {
+                    if one.stale.as_ref().is_none_or(|other| other.meta.stamp <= answer.meta.stamp) {
+                        one.stale = Some(answer);
+                    }
+                    missing.push(one);
+                } else {
+                    fresh.push((one, answer, sealed));
+                }
+            }
+            pending = missing;
+        }
+        if !fresh.is_empty() {
+            self.promote(space, fresh, options).await;
+        }
+        pending
+    }
+
+    /// Lands fresh entries of lower tiers and copies them upwards with what is left of their time.
+    async fn promote(
+        &self,
+        space: &Arc<Space>,
+        fresh: Vec<(Pending<K, V>, Answer<V>, Bytes)>,
+        options: &EntryOptions,
+    ) {
+        let mut upwards: Vec<Vec<Put>> = self.tiers.iter().map(|_| Vec::new()).collect();
+        for (one, answer, sealed) in fresh {
+            let from = usize::from(answer.from_tier) - 1;
+            let ticket = match holds(Rule::TicketFirst) {
+                true => one.item.landing.flight().ticket,
+                false => self.l1.ticket(),
+            };
+            let key = one.entry_key.expect("it was found in a tier");
+            // A copy is a load: it yields to every set and removal that came since.
+            let meta = Meta { kind: EntryKind::Load, ..answer.meta.clone() };
+            let entry = (answer.value.clone(), meta.clone(), answer.from_tier);
+            self.publish(space, &one.item.key, entry, Some(ticket), options);
+            one.item.landing.land(Ok(Some(answer)));
+            self.tiers[from].counters().promotions.fetch_add(1, Relaxed);
+            for (position, puts) in upwards.iter_mut().enumerate().take(from) {
+                if let Some(ticket) = one.tickets[position] {
+                    let meta = self.tiers[position].cap(&meta);
+                    puts.push(Put { key: key.clone(), meta, sealed: sealed.clone(), ticket });
+                }
+            }
+        }
+        self.write_back(upwards).await;
+    }
+
+    /// A tier's entry that may be served while it is refreshed lands at once; the flight goes on as a new one
+    /// that nobody waits for, unless somebody else has begun it.
+    fn serve_while_revalidating(
+        &self,
+        space: &Arc<Space>,
+        mut one: Pending<K, V>,
+        options: &EntryOptions,
+    ) -> Option<Pending<K, V>> {
+        if one.item.mode != Mode::Fill {
+            return Some(one);
+        }
+        let wall_ms = self.clock.wall_ms();
+        let Some(stale) = one.stale.take_if(|stale| wall_ms < stale.meta.revalidate_until_ms) else {
+            return Some(one);
+        };
+        let ticket = one.item.landing.flight().ticket;
+        let meta = Meta { kind: EntryKind::Load, ..stale.meta.clone() };
+        self.publish(
+            space,
+            &one.item.key,
+            (stale.value.clone(), meta, stale.from_tier),
+            Some(ticket),
+            options,
+        );
+        let met = self.l1.seen(space, &one.item.key, self.now());
+        one.item.landing.land(Ok(Some(stale)));
+        let slot = Slot { space: space.id, key: one.item.key.clone() };
+        match self.flights.board(&slot, Purpose::Load, |_| true, || None::<()>, || self.l1.ticket()) {
+            Boarding::Started(landing) => {
+                self.counters.add(Count::Refresh);
+                Some(Pending { item: Item { key: slot.key, landing, met, mode: Mode::Refresh }, ..one })
+            }
+            _ => None,
+        }
+    }
+
+    async fn run_loader(
+        &self,
+        pending: &[Pending<K, V>],
+        source: Source<K, V>,
+        options: &EntryOptions,
+    ) -> Result<HashMap<K, Loaded<V>>> {
+        self.counters.add(Count::Load);
+        let first = &pending[0];
+        let flight = Arc::clone(first.item.landing.flight());
+        // All flights of a batch end with its loader, which runs in the first: who waits for one of them
+        // inside of that loader waits for itself.
+        let _batch: Vec<_> =
+            pending[1..].iter().filter_map(|one| one.item.landing.flight().rides_on(&flight)).collect();
+        let call = async {
+            match source {
+                Source::Tiers => unreachable!("a lookup has no loader"),
+                Source::One(load) => {
+                    let context = LoadContext {
+                        previous: first.previous.as_ref().map(|previous| previous.value.clone()),
+                        is_refresh: first.item.mode == Mode::Refresh,
+                    };
+                    let loaded = load(context).await?;
+                    Ok(HashMap::from([(first.item.key.clone(), loaded)]))
+                }
+                Source::Many(load) => load(pending.iter().map(|one| one.item.key.clone()).collect()).await,
+            }
+        };
+        let call = flight.run(Box::pin(catch_panic(call)));
+        let error = |kind| Error::new(kind, "load");
+        match before(&self.clock, options.load_timeout_hard, call).await {
+            Some(Ok(Ok(loaded))) => return Ok(loaded),
+            Some(Ok(Err(source))) => {
+                self.counters.add(Count::LoadFailed);
+                // A load inside of the loader failed: its kind is worth more than "the loader failed".
+                match source.downcast::<Error>() {
+                    Ok(inner) if inner.kind() == ErrorKind::NestedLoad => Err(*inner),
+                    Ok(inner) => Err(error(ErrorKind::Loader).source(*inner)),
+                    Err(source) => Err(error(ErrorKind::Loader).source(source)),
+                }
+            }
+            Some(Err(panic)) => {
+                self.counters.add(Count::LoadFailed);
+                Err(error(ErrorKind::LoaderPanicked).message(panic))
+            }
+            None => {
+                self.counters.add(Count::LoadTimedOut);
+                Err(error(ErrorKind::Timeout)
+                    .message(format!("no value within load_timeout_hard ({:?})", options.load_timeout_hard)))
+            }
+        }
+    }
+
+    /// The latest value that is there now, after the tickets were taken: a removal that came before them has
+    /// left nothing, and one that comes after them refuses the write-back.
+    fn previous(&self, space: &Space, one: &Pending<K, V>) -> Option<Previous<V>> {
+        let is_current = |met: &&Seen<V>| {
+            !holds(Rule::PreviousIsCurrent)
+                || self.l1.is_current(space, &one.item.key, met.meta.stamp, self.now())
+        };
+        let met = one.item.met.as_ref().filter(is_current);
+        let (value, tags, from_tier) = match (met, &one.stale) {
+            (Some(met), stale) if stale.as_ref().is_none_or(|stale| stale.meta.stamp < met.meta.stamp) => {
+                (&met.value, &met.meta.tags, 0)
+            }
+            (_, Some(stale)) => (&stale.value, &stale.meta.tags, stale.from_tier),
+            (_, None) => return None,
+        };
+        Some(Previous { value: value.clone()?, tags: tags.clone(), from_tier })
+    }
+
+    /// Publishes what the loader found, lands, then writes to the tiers.
+    async fn settle(
+        &self,
+        space: &Arc<Space>,
+        pending: Vec<Pending<K, V>>,
+        mut values: HashMap<K, Loaded<V>>,
+        options: &EntryOptions,
+        load_ms: u32,
+    ) {
+        let mut downwards: Vec<Vec<Put>> = self.tiers.iter().map(|_| Vec::new()).collect();
+        for one in pending {
+            let loaded = values.remove(&one.item.key).unwrap_or_else(Loaded::absent);
+            let reach = self.reach(&one, &loaded);
+            let answer = match self.answer(&one, loaded, options, load_ms) {
+                Ok(answer) => answer,
+                Err(error) => {
+                    self.settle_error(space, one, &error, options);
+                    continue;
+                }
+            };
+            let ticket = one.item.landing.flight().ticket;
+            let (answer, is_stored) = answer;
+            if is_stored {
+                let entry = (answer.value.clone(), answer.meta.clone(), 0);
+                if self.publish(space, &one.item.key, entry, Some(ticket), options) == Published::Fenced {
+                    self.counters.add(Count::LoadFenced);
+                }
+            } else {
+                self.counters.add(Count::LoadDeclined);
+            }
+            one.item.landing.land(Ok(Some(answer.clone())));
+            let Some(key) = one.entry_key.filter(|_| is_stored) else { continue };
+            for (position, puts) in downwards.iter_mut().enumerate().take(reach) {
+                let Some(ticket) = one.tickets[position] else { continue };
+                let meta = self.tiers[position].cap(&answer.meta);
+                match self.seal(&key, &meta, answer.value.as_ref()) {
+                    Ok(sealed) => puts.push(Put { key: key.clone(), meta, sealed, ticket }),
+                    Err(error) => tracing::warn!(%error, "a loaded value stays in memory only"),
+                }
+            }
+        }
+        self.write_back(downwards).await;
+    }
+
+    /// To how many tiers it is written. A removal goes upwards: of a value that was found in one store, only
+    /// the tickets of this store and of those above it are known to be older than a removal that it missed.
+    fn reach(&self, one: &Pending<K, V>, loaded: &Loaded<V>) -> usize {
+        match (&loaded.found, &one.previous) {
+            (Found::NotModified, Some(previous)) if holds(Rule::PreviousGoesUp) => {
+                usize::from(previous.from_tier)
+            }
+            _ => self.tiers.len(),
+        }
+    }
+
+    /// What the callers get for `loaded`, and whether it is to be stored.
+    fn answer(
+        &self,
+        one: &Pending<K, V>,
+        loaded: Loaded<V>,
+        options: &EntryOptions,
+        load_ms: u32,
+    ) -> Result<(Answer<V>, bool)> {
+        let mut tags = loaded.all_tags(&options.tags)?;
+        let is_negative = matches!(loaded.found, Found::Absent);
+        let ttl = loaded.ttl.unwrap_or(if is_negative { options.negative_ttl } else { options.ttl });
+        let value = match loaded.found {
+            Found::Value(value) => Some(value),
+            Found::Absent => None,
+            Found::NotModified => {
+                self.counters.add(Count::LoadNotModified);
+                let Some(previous) = &one.previous else {
+                    return Err(Error::new(ErrorKind::Loader, "load")
+                        .message("\"not modified\" was answered, but there is no previous value"));
+                };
+                tags = Tags::new(tags.iter().chain(previous.tags.iter()))?;
+                Some(previous.value.clone())
+            }
+        };
+        let mut meta = self.meta(EntryKind::Load, ttl, tags, options);
+        meta.load_ms = load_ms;
+        if is_negative {
+            // Nothing is served in place of an absence that has expired.
+            meta.is_negative = true;
+            meta.revalidate_until_ms = meta.fresh_until_ms;
+            meta.gone_at_ms = meta.fresh_until_ms;
+        }
+        let is_stored = loaded.is_stored && !ttl.is_zero();
+        Ok((Answer { value, meta, is_stale: false, from_tier: 0 }, is_stored))
+    }
+
+    /// Serves what is stale but allowed and still valid, else the error.
+    fn settle_error(&self, space: &Arc<Space>, one: Pending<K, V>, error: &Error, options: &EntryOptions) {
+        let Item { key, landing, met, .. } = one.item;
+        let now = self.now();
+        let retry_at_ms = now.mono_ms.saturating_add(millis(options.stale_on_error_throttle));
+        // In place, never inserted: what was removed meanwhile stays removed.
+        if let Some(seen) = met
+            && (self.l1.throttle(space, &key, seen.meta.stamp, now, retry_at_ms)
+                || !holds(Rule::StaleIsCurrent))
+        {
+            self.counters.add(Count::StaleOnError);
+            landing.land(Ok(Some(seen.into_stale())));
+            return;
+        }
+        let ticket = landing.flight().ticket;
+        if let Some(stale) = one.stale
+            && !stale.meta.is_gone(self.clock.wall_ms())
+            && !self.l1.moved(space, &key, ticket)
+            && !self.l1.tags_moved(space, &stale.meta.tags, ticket)
+        {
+            self.counters.add(Count::StaleOnError);
+            let meta = Meta { kind: EntryKind::Load, ..stale.meta.clone() };
+            let entry = (stale.value.clone(), meta, stale.from_tier);
+            if self.publish(space, &key, entry, Some(ticket), options) == Published::Stored {
+                self.l1.throttle(space, &key, stale.meta.stamp, now, retry_at_ms);
+            }
+            landing.land(Ok(Some(stale)));
+            return;
+        }
+        landing.land(Err(error.clone()));
+    }
+
+    /// Writes loaded values to the tiers, top first, unless too many writes are under way.
+    async fn write_back(&self, puts: Vec<Vec<Put>>) {
+        if puts.iter().all(Vec::is_empty) {
+            return;
+        }
+        let Some(_permit) = WriteBack::begin(self) else {
+            self.counters.add(Count::WriteBackDropped);
+            return;
+        };
+        for (tier, puts) in self.tiers.iter().zip(puts) {
+            tier.write_back(puts).await;
+        }
+    }
+
+    /// Opens an entry of a tier; what can't be opened is counted and dropped there.
+    async fn open(&self, position: usize, key: &EntryKey, sealed: &Bytes) -> Option<(Meta, Option<V>)> {
+        let tier = &self.tiers[position];
+        let format = self.format.as_ref().expect("a cache with tiers has a format");
+        match format.open(key, sealed) {
+            Ok((meta, value)) => {
+                let wall_ms = self.clock.wall_ms();
+                if meta.stamp.is_distrusted(wall_ms) {
+                    tier.count_refused("clock");
+                    return None;
+                }
+                self.stamps.advance(meta.stamp, wall_ms);
+                Some((meta, value))
+            }
+            Err(refused) => {
+                tracing::warn!(
+                    tier = tier.name(),
+                    reason = refused.name(),
+                    "an entry was refused and dropped"
+                );
+                tier.count_refused(refused.name());
+                tier.discard(key, sealed).await;
+                None
+            }
+        }
+    }
+
+    /// Whether an entry of a tier is past its TTL. One that was made in the future, by a clock that was
+    /// wrong, is fresh for at most its TTL after it was read: see [`Resident::new`].
+    fn is_stale(&self, meta: &Meta) -> bool {
+        meta.fresh_until_ms != NEVER_MS && meta.fresh_until_ms <= self.clock.wall_ms()
+    }
+}
+
+impl<V> Seen<V> {
+    /// The answer of a caller who has to do with a stale value.
+    pub(crate) fn into_stale(self) -> Answer<V> {
+        Answer { value: self.value, meta: self.meta, is_stale: true, from_tier: self.from_tier }
+    }
+}
+
+/// The right to write to the tiers in the background.
+struct WriteBack<'a>(&'a std::sync::atomic::AtomicUsize);
+
+impl<'a> WriteBack<'a> {
+    fn begin<K: Hash + Eq, V: Clone>(shared: &'a Shared<K, V>) -> Option<Self> {
+        if shared.write_backs.fetch_add(1, Relaxed) >= WRITE_BACKS_MAX {
+            shared.write_backs.fetch_sub(1, Relaxed);
+            return None;
+        }
+        Some(WriteBack(&shared.write_backs))
+    }
+}
+
+impl Drop for WriteBack<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The output of `future`, or the message of its panic.
+pub(crate) async fn catch_panic<T>(future: impl Future<Output = T>) -> Result<T, String> {
+    let mut future = pin!(future);
+    std::future::poll_fn(|cx| match std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+        Err(panic) => Poll::Ready(Err(panic_message(&*panic))),
+    })
+    .await
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_owned()
+}

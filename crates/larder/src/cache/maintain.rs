@@ -1,0 +1,121 @@
+//! What happens in the background: tiers come back, what is expired is freed, and the end.
+
+use super::{Cache, Key, Shared, Value};
+use crate::error::Result;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// How often a tier that is set aside is tried: often enough to be back within seconds.
+const RECOVER_EVERY: Duration = Duration::from_secs(1);
+/// How many of those ticks pass between sweeps of what is expired.
+const TICKS_PER_SWEEP: u32 = 60;
+/// Most steps of L1's timer wheel in one tick, so that a mass expiry holds no thread for long.
+const EXPIRE_STEPS: usize = 100_000;
+/// Most entries that one sweep of a tier frees before others get their turn.
+const SWEEP_BATCH: usize = 1000;
+/// How long [`Cache::close`] waits for loaded values on their way to the tiers.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Starts the maintenance of a cache; it ends when the last clone is dropped.
+#[cfg(not(larder_shuttle))]
+pub(super) fn start<K: Key, V: Value>(shared: &Arc<Shared<K, V>>) {
+    // On larder's own runtime: a cache in a static outlives the runtimes of tests that use it.
+    drop(crate::runtime::own().spawn(maintain(Arc::downgrade(shared), shared.clock.clone())));
+}
+
+#[cfg(larder_shuttle)]
+pub(super) fn start<K: Key, V: Value>(_: &Arc<Shared<K, V>>) {}
+
+#[cfg_attr(larder_shuttle, expect(dead_code, reason = "schedules call its parts themselves"))]
+async fn maintain<K: Key, V: Value>(shared: Weak<Shared<K, V>>, clock: crate::clock::Clock) {
+    let mut ticks = 0;
+    loop {
+        clock.sleep(RECOVER_EVERY).await;
+        let Some(shared) = shared.upgrade() else { return };
+        shared.recover().await;
+        shared.l1.expire(clock.mono_ms(), EXPIRE_STEPS);
+        ticks += 1;
+        if ticks % TICKS_PER_SWEEP == 0
+            && let Err(error) = shared.sweep().await
+        {
+            tracing::warn!(%error, "a sweep of expired entries failed");
+        }
+    }
+}
+
+impl<K: Key, V: Value> Shared<K, V> {
+    /// Ticks on from the last stamp that a tier accepted before a restart. Before the first set: with a clock
+    /// that went back, it would lose against values it is meant to replace.
+    pub(super) async fn adopt_stamps(&self) {
+        if self.has_adopted_stamps.swap(true, SeqCst) {
+            return;
+        }
+        for tier in &self.tiers {
+            if let Ok(Some(stamp)) = tier.backend.last_stamp().await {
+                self.stamps.advance(stamp, self.clock.wall_ms());
+            }
+        }
+    }
+
+    async fn recover(&self) {
+        for tier in &self.tiers {
+            if tier.is_aside() {
+                tier.recover().await;
+            }
+        }
+    }
+
+    async fn sweep(&self) -> Result<u64> {
+        let mut swept = self.l1.expire(self.clock.mono_ms(), usize::MAX);
+        for tier in &self.tiers {
+            loop {
+                if tier.is_aside() {
+                    break;
+                }
+                let freed = tier.backend.sweep(SWEEP_BATCH).await?;
+                swept += freed;
+                if freed < SWEEP_BATCH as u64 {
+                    break;
+                }
+            }
+        }
+        Ok(swept)
+    }
+}
+
+impl<K: Key, V: Value> Cache<K, V> {
+    /// Frees what is expired or invalidated, in L1 and the tiers, and returns how many entries that were.
+    /// Happens by itself every minute.
+    ///
+    /// # Errors
+    /// Those of a tier.
+    pub async fn sweep(&self) -> Result<u64> {
+        self.shared.sweep().await
+    }
+
+    /// Tries at once to bring back tiers that are set aside. Happens by itself every second.
+    pub async fn recover(&self) {
+        self.shared.recover().await;
+    }
+
+    /// Finishes what is under way, at most 10 seconds long, and closes the tiers. Later sets and removals
+    /// fail with [`Closed`](crate::ErrorKind::Closed); reads go on from L1.
+    ///
+    /// # Errors
+    /// The first of a tier that could not be closed cleanly; the others are closed all the same.
+    pub async fn close(&self) -> Result<()> {
+        let shared = &self.shared;
+        shared.is_closed.store(true, SeqCst);
+        let deadline = shared.clock.mono_ms() + CLOSE_PATIENCE.as_millis() as u64;
+        while shared.write_backs.load(Relaxed) > 0 && shared.clock.mono_ms() < deadline {
+            shared.clock.sleep(Duration::from_millis(5)).await;
+        }
+        let mut outcome = Ok(());
+        for tier in &shared.tiers {
+            let closed = tier.backend.close().await;
+            outcome = outcome.and(closed);
+        }
+        outcome
+    }
+}

@@ -1,0 +1,252 @@
+//! The typed front: what a service holds.
+//!
+//! `read.rs` is the read path from top to bottom, `wait.rs` who waits for a flight, `load.rs` what a flight
+//! does, `write.rs` sets and removals. Everything here is shared by all clones and namespaces of one cache.
+
+mod blocking;
+mod builder;
+mod explain;
+mod flight;
+mod format;
+mod keys;
+mod load;
+mod loader;
+mod maintain;
+mod promise;
+mod read;
+mod wait;
+mod write;
+
+pub use blocking::Blocking;
+pub use builder::Builder;
+pub use explain::{EntryState, Explanation, Health, HealthLevel, TierExplanation, TierHealth};
+pub use keys::{KeyInfo, KeysPage, KeysRequest};
+pub use loader::{LoadContext, Loaded};
+pub use read::{Hit, Stale};
+pub use write::{Removal, Written};
+
+pub(crate) use format::Format;
+
+use crate::backend::Ticket;
+use crate::clock::{Clock, NEVER_MS, millis};
+use crate::entry::{EntryKind, Meta, Tags};
+use crate::error::Result;
+use crate::key::{EntryKey, Namespace};
+use crate::l1::{Entry, L1, Now, Published, Space};
+use crate::options::EntryOptions;
+use crate::stamp::StampClock;
+use crate::stats::{Counters, Stats};
+use crate::sync::Mutex;
+use crate::tier::Tier;
+use bytes::Bytes;
+use flight::Flights;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::Duration;
+
+/// A cache of typed values: in memory, and in any tiers below it.
+///
+/// Clones are cheap and share everything. A cache has two promises:
+///
+/// - **Invalidation wins.** What was removed, by key, tag, pattern or clear, is never put back by a load or
+///   a set that began before the removal.
+/// - **It never takes its service down.** Tiers and loaders may hang, fail or vanish: callers get a fresh
+///   value, a stale one if they agreed to it, or a prompt error.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> larder::Result<()> {
+/// use larder::Cache;
+///
+/// let users: Cache<u64, String> = Cache::builder().entries_max(10_000).build()?;
+/// let name = users.get_or_load(&7, |_| async { Ok::<_, std::io::Error>("Ada".to_owned()) }).await?;
+/// assert_eq!(name, "Ada");
+/// users.remove(&7).await?;
+/// assert_eq!(users.get(&7).await, None);
+/// # Ok(()) }
+/// ```
+pub struct Cache<K: Hash + Eq, V: Clone> {
+    shared: Arc<Shared<K, V>>,
+    space: Arc<Space>,
+    defaults: Arc<EntryOptions>,
+}
+
+/// What a key of a cache has to be; implemented for all that is.
+pub trait Key: Hash + Eq + Clone + Send + Sync + 'static {}
+impl<K: Hash + Eq + Clone + Send + Sync + 'static> Key for K {}
+
+/// What a value of a cache has to be; implemented for all that is. A hit clones it: keep large values in an
+/// [`Arc`] or as [`Bytes`].
+pub trait Value: Clone + Send + Sync + 'static {}
+impl<V: Clone + Send + Sync + 'static> Value for V {}
+
+impl<K: Hash + Eq, V: Clone> Clone for Cache<K, V> {
+    fn clone(&self) -> Self {
+        Cache {
+            shared: Arc::clone(&self.shared),
+            space: Arc::clone(&self.space),
+            defaults: Arc::clone(&self.defaults),
+        }
+    }
+}
+
+impl<K: Hash + Eq, V: Clone> std::fmt::Debug for Cache<K, V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let tiers: Vec<&str> = self.shared.tiers.iter().map(Tier::name).collect();
+        f.debug_struct("Cache").field("namespace", &self.space.namespace).field("tiers", &tiers).finish()
+    }
+}
+
+/// Everything that clones and namespaces share.
+pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
+    l1: L1<K, V>,
+    flights: Arc<Flights<K, V>>,
+    tiers: Vec<Tier>,
+    format: Option<Arc<dyn Format<K, V>>>,
+    weigh: Option<Weigh<K, V>>,
+    l1_ttl_max: Duration,
+    clock: Clock,
+    stamps: StampClock,
+    counters: Arc<Counters>,
+    spaces: Mutex<HashMap<Namespace, Arc<Space>>>,
+    write_backs: AtomicUsize,
+    is_closed: AtomicBool,
+    has_adopted_stamps: AtomicBool,
+}
+
+/// The weight of an entry in bytes.
+pub(crate) type Weigh<K, V> = Arc<dyn Fn(&K, &V) -> u64 + Send + Sync>;
+
+impl<K: Key, V: Value> Cache<K, V> {
+    /// A builder with every setting at its default.
+    pub fn builder() -> Builder<K, V> {
+        Builder::new()
+    }
+
+    /// The same cache in another namespace: other keys, tags and clears; the same limits, tiers and
+    /// loads. Costs one look-up; keep the view where it is used often.
+    #[must_use]
+    pub fn namespace(&self, namespace: &Namespace) -> Self {
+        Cache { space: self.shared.space(namespace), ..self.clone() }
+    }
+
+    /// The namespace of this view.
+    pub fn namespace_name(&self) -> &Namespace {
+        &self.space.namespace
+    }
+
+    /// A copy of the default options, to change for a call.
+    pub fn options(&self) -> EntryOptions {
+        (*self.defaults).clone()
+    }
+
+    /// What was counted so far, over all namespaces.
+    pub fn stats(&self) -> Stats {
+        let shared = &self.shared;
+        Stats {
+            entries: shared.l1.len(),
+            weight: shared.l1.weight(),
+            weight_max: shared.l1.weight_max(),
+            flights: shared.flights.under_way() as u64,
+            tiers: shared.tiers.iter().map(Tier::stats).collect(),
+            ..shared.counters.snapshot()
+        }
+    }
+
+    /// The cache for callers that don't await, in and outside of a runtime.
+    pub fn blocking(&self) -> Blocking<K, V> {
+        Blocking::new(self.clone())
+    }
+}
+
+impl<K: Key, V: Value> Shared<K, V> {
+    fn space(&self, namespace: &Namespace) -> Arc<Space> {
+        let mut spaces = self.spaces.lock();
+        if let Some(space) = spaces.get(namespace) {
+            return Arc::clone(space);
+        }
+        let id =
+            u32::try_from(spaces.len()).expect("namespaces take far more than 4 GB before there are 2^32");
+        let space = Arc::new(Space { id, namespace: namespace.clone() });
+        spaces.insert(namespace.clone(), Arc::clone(&space));
+        space
+    }
+
+    /// The key as tiers see it; `None` in a cache without tiers.
+    fn encode(&self, space: &Space, key: &K) -> Result<Option<EntryKey>> {
+        self.format.as_ref().map(|format| format.encode(&space.namespace, key)).transpose()
+    }
+
+    fn seal(&self, key: &EntryKey, meta: &Meta, value: Option<&V>) -> Result<Bytes> {
+        self.format.as_ref().expect("a cache with tiers has a format").seal(key, meta, value)
+    }
+
+    /// The expiries of something that is made now.
+    fn meta(&self, kind: EntryKind, ttl: Duration, tags: Tags, options: &EntryOptions) -> Meta {
+        let created_ms = self.clock.wall_ms();
+        let stamp = self.stamps.tick(created_ms);
+        let ttl_ms = jittered(millis(ttl), options.ttl_jitter, stamp);
+        let fresh_until_ms = created_ms.saturating_add(ttl_ms);
+        let after = |window: Duration| fresh_until_ms.saturating_add(millis(window));
+        let revalidate_until_ms = after(options.stale_while_revalidate);
+        Meta {
+            kind,
+            stamp,
+            created_ms,
+            fresh_until_ms,
+            revalidate_until_ms,
+            gone_at_ms: after(options.stale_on_error).max(revalidate_until_ms),
+            load_ms: 0,
+            is_negative: false,
+            tags,
+        }
+    }
+
+    /// Puts a value into L1. Without a ticket it is taken while nobody else can write the key, so that only
+    /// a later stamp can refuse it.
+    fn publish(
+        &self,
+        space: &Space,
+        key: &K,
+        (value, meta, from_tier): (Option<V>, Meta, u8),
+        ticket: Option<Ticket>,
+        options: &EntryOptions,
+    ) -> Published {
+        let weight = match (&self.weigh, &value) {
+            (Some(weigh), Some(value)) => weigh(key, value),
+            _ => 1,
+        };
+        let meta = cap(meta, self.l1_ttl_max);
+        self.l1.publish(space, key, Entry { value, meta, ticket, weight, from_tier }, options, self.now())
+    }
+
+    fn now(&self) -> Now {
+        Now { wall_ms: self.clock.wall_ms(), mono_ms: self.clock.mono_ms() }
+    }
+}
+
+/// The entry's expiries where it may stay fresh for at most `ttl_max`; the stale windows keep their length.
+pub(crate) fn cap(mut meta: Meta, ttl_max: Duration) -> Meta {
+    let fresh_until_ms = meta.created_ms.saturating_add(millis(ttl_max));
+    if fresh_until_ms < meta.fresh_until_ms {
+        let moved = |until_ms: u64| match (until_ms, meta.fresh_until_ms) {
+            (NEVER_MS, NEVER_MS) => fresh_until_ms,
+            (NEVER_MS, _) => NEVER_MS,
+            _ => fresh_until_ms + (until_ms - meta.fresh_until_ms),
+        };
+        meta.revalidate_until_ms = moved(meta.revalidate_until_ms);
+        meta.gone_at_ms = moved(meta.gone_at_ms);
+        meta.fresh_until_ms = fresh_until_ms;
+    }
+    meta
+}
+
+/// Scales a TTL by a factor in `1 ± jitter` that the stamp decides: random enough, and the same on a replay.
+fn jittered(ttl_ms: u64, jitter: f64, stamp: crate::stamp::Stamp) -> u64 {
+    if jitter == 0.0 || ttl_ms == NEVER_MS {
+        return ttl_ms;
+    }
+    let unit = xxhash_rust::xxh3::xxh3_64(&stamp.to_bytes()) as f64 / u64::MAX as f64;
+    ((ttl_ms as f64 * (1.0 + jitter * (2.0 * unit - 1.0))) as u64).max(1)
+}

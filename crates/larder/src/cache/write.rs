@@ -1,0 +1,401 @@
+//! Sets and removals: from the lowest tier up to L1, then acknowledged.
+//!
+//! In a cache with tiers each runs in a task of its own, so that a caller who gives up half-way leaves no
+//! tier behind.
+
+use super::promise::{Duty, Promise};
+use super::{Cache, Key, Shared, Value};
+use crate::backend::{Mark, Put, PutOutcome, Ticket};
+use crate::entry::{EntryKind, check_tag};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{EntryKey, Pattern};
+use crate::l1::{Published, Space};
+use crate::options::EntryOptions;
+use crate::rules::{Rule, holds};
+use crate::stats::Count;
+use crate::tier::{self, Delivered};
+use std::borrow::Borrow;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+
+/// What became of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Written {
+    /// It is in every tier, as durable as the tiers are.
+    Stored,
+    /// A tier could not take it: it is in memory, and in the tiers that work. The tier that failed has
+    /// dropped the key, or will before it is read again.
+    Local,
+    /// Another set of the same key ran at the same time and is the later one.
+    Superseded,
+    /// The TTL is 0: nothing is stored, and what was there is removed.
+    NotStored,
+}
+
+/// What became of a removal. It holds on this node from the moment it is returned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Removal {
+    /// Whether a value was there. For tags and clears, which look at no entry, `false`.
+    pub existed: bool,
+    /// A tier could not be told yet. It is not read until it was; the memory of that ends with the process.
+    pub is_queued: bool,
+}
+
+/// Tries of a set that a removal of a neighbouring key fences. Each begins later than that removal, so one
+/// repetition is nearly always enough.
+const SET_TRIES: usize = 4;
+
+/// One value of a set.
+struct SetItem<K, V> {
+    key: K,
+    value: V,
+}
+
+impl<K: Key, V: Value> Cache<K, V> {
+    /// Sets a value with the default options. See [`set_with`](Self::set_with).
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn set(&self, key: K, value: V) -> Result<Written> {
+        self.set_checked(key, value, &self.defaults).await
+    }
+
+    /// Sets a value in all tiers, the lowest first.
+    ///
+    /// A tier that can't take it does not fail the set: see [`Written::Local`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for invalid options; [`Key`](ErrorKind::Key), [`Codec`](ErrorKind::Codec) or
+    /// [`TooLarge`](ErrorKind::TooLarge) when key or value can't be encoded for the tiers: nothing is set
+    /// then; [`Closed`](ErrorKind::Closed) after [`close`](Self::close).
+    ///
+    /// # Cancellation
+    /// With tiers, a set that was polled once goes on to its end. Without, it never waits.
+    pub async fn set_with(&self, key: K, value: V, options: &EntryOptions) -> Result<Written> {
+        options.validate()?;
+        self.set_checked(key, value, options).await
+    }
+
+    async fn set_checked(&self, key: K, value: V, options: &EntryOptions) -> Result<Written> {
+        self.open()?;
+        if options.ttl.is_zero() {
+            self.remove(&key).await?;
+            return Ok(Written::NotStored);
+        }
+        let shared = &self.shared;
+        if shared.tiers.is_empty() {
+            return Ok(shared.set_in_l1(&self.space, SetItem { key, value }, None, options));
+        }
+        let (shared, space, options) = (Arc::clone(shared), Arc::clone(&self.space), options.clone());
+        self.run_to_end(async move { shared.set(&space, SetItem { key, value }, &options).await }).await?
+    }
+
+    /// Sets many values, each as [`set_with`](Self::set_with) does; tiers with batches take them together.
+    ///
+    /// # Errors
+    /// For each on its own, in the order of `entries`.
+    pub async fn set_many(&self, entries: Vec<(K, V)>, options: &EntryOptions) -> Vec<Result<Written>> {
+        if let Err(error) = self.open().and_then(|()| options.validate()) {
+            return entries.iter().map(|_| Err(error.clone())).collect();
+        }
+        if options.ttl.is_zero() {
+            let keys: Vec<K> = entries.into_iter().map(|(key, _)| key).collect();
+            let removed = self.remove_many(&keys).await;
+            return removed.into_iter().map(|removal| removal.map(|_| Written::NotStored)).collect();
+        }
+        let (shared, space, options) = (Arc::clone(&self.shared), Arc::clone(&self.space), options.clone());
+        let items: Vec<_> = entries.into_iter().map(|(key, value)| SetItem { key, value }).collect();
+        let count = items.len();
+        if shared.tiers.is_empty() {
+            return items
+                .into_iter()
+                .map(|item| Ok(shared.set_in_l1(&space, item, None, &options)))
+                .collect();
+        }
+        let written = self.run_to_end(async move { shared.set_many(&space, items, &options).await }).await;
+        written.unwrap_or_else(|error| vec![Err(error); count])
+    }
+
+    /// Removes a key from all tiers. A load or set that began before will not put it back.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Key`] when the key can't be encoded; [`Closed`](ErrorKind::Closed) after
+    /// [`close`](Self::close). A tier that fails is no error: see [`Removal::is_queued`].
+    ///
+    /// # Cancellation
+    /// With tiers, a removal that was polled once goes on to its end. Without, it never waits.
+    pub async fn remove<Q>(&self, key: &Q) -> Result<Removal>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let mut removed = self.remove_many(&[key.to_owned()]).await;
+        removed.pop().expect("one key, one answer")
+    }
+
+    /// Removes many keys; the answers are in their order. A tier is told of all at once.
+    ///
+    /// # Errors
+    /// For each key on its own, as [`remove`](Self::remove).
+    pub async fn remove_many(&self, keys: &[K]) -> Vec<Result<Removal>> {
+        if let Err(error) = self.open() {
+            return keys.iter().map(|_| Err(error.clone())).collect();
+        }
+        let shared = &self.shared;
+        if shared.tiers.is_empty() {
+            let existed = |key| Removal { existed: shared.remove_in_l1(&self.space, key), is_queued: false };
+            return keys.iter().map(|key| Ok(existed(key))).collect();
+        }
+        let (shared, space, count) = (Arc::clone(shared), Arc::clone(&self.space), keys.len());
+        let keys = keys.to_vec();
+        let removed = self.run_to_end(async move { shared.remove_many(&space, &keys).await }).await;
+        removed.unwrap_or_else(|error| vec![Err(error); count])
+    }
+
+    /// Removes every entry of the namespace that carries a tag: one marker, however many they are.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`] for a tag that no entry can have; [`Closed`](ErrorKind::Closed).
+    pub async fn remove_tag(&self, tag: &str) -> Result<Removal> {
+        check_tag(tag)?;
+        self.mark(Mark::Tag(tag.into())).await
+    }
+
+    /// Removes every entry of the namespace: one marker, however many they are.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`] after [`close`](Self::close).
+    pub async fn clear(&self) -> Result<Removal> {
+        self.mark(Mark::Clear).await
+    }
+
+    async fn mark(&self, mark: Mark) -> Result<Removal> {
+        self.open()?;
+        self.shared.counters.add(Count::Removal);
+        let (shared, space) = (Arc::clone(&self.shared), Arc::clone(&self.space));
+        let marked = async move {
+            let delivered = shared.below(tier::Removal::Mark(&space.namespace, &mark)).await;
+            shared.l1.mark(&space, &mark);
+            Removal { existed: false, is_queued: delivered == Delivered::Later }
+        };
+        if self.shared.tiers.is_empty() { Ok(marked.await) } else { self.run_to_end(marked).await }
+    }
+
+    /// Runs a write in a task of its own and waits for it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`] when the runtime that ran it was shut down, [`Panicked`](ErrorKind::Panicked)
+    /// when it panicked. What it did until then stays done.
+    async fn run_to_end<T: Clone + Send + 'static>(
+        &self,
+        write: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T> {
+        let promise = Arc::new(Promise::new());
+        let done = promise.wait();
+        let duty = Duty::new(&promise, "write");
+        crate::runtime::spawn(async move { duty.done(write.await) });
+        done.await
+    }
+
+    pub(super) fn open(&self) -> Result<()> {
+        if self.shared.is_closed.load(SeqCst) {
+            return Err(Error::new(ErrorKind::Closed, "write").message("the cache was closed"));
+        }
+        Ok(())
+    }
+}
+
+impl<K: Key + serde::Serialize, V: Value> Cache<K, V> {
+    /// Removes every key of the namespace whose [text](EntryKey::text) matches, by scanning; returns how
+    /// many the tier (or L1) that had most of them removed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] when a tier can't list its keys: nothing is removed then;
+    /// [`Closed`](ErrorKind::Closed).
+    pub async fn remove_matching(&self, pattern: &Pattern) -> Result<u64> {
+        self.open()?;
+        for tier in &self.shared.tiers {
+            if !tier.backend.capabilities().scan {
+                return Err(Error::new(ErrorKind::Unsupported, "remove_matching")
+                    .backend(tier.name().to_owned())
+                    .message("it can't list its keys; remove by tag instead"));
+            }
+        }
+        self.shared.counters.add(Count::Removal);
+        let (shared, space, pattern) = (Arc::clone(&self.shared), Arc::clone(&self.space), pattern.clone());
+        let removed = async move {
+            let below = match shared.below(tier::Removal::Matching(&space.namespace, &pattern)).await {
+                Delivered::Now(count) => count,
+                Delivered::Later => 0,
+            };
+            let in_l1 = shared.l1.remove_matching(&space, |key| {
+                EntryKey::new(&space.namespace, key).is_ok_and(|key| pattern.matches(&key.text()))
+            });
+            below.max(in_l1)
+        };
+        if self.shared.tiers.is_empty() { Ok(removed.await) } else { self.run_to_end(removed).await }
+    }
+}
+
+impl<K: Key, V: Value> Shared<K, V> {
+    async fn set(&self, space: &Space, item: SetItem<K, V>, options: &EntryOptions) -> Result<Written> {
+        let mut written = self.set_many(space, vec![item], options).await;
+        written.pop().expect("one item, one answer")
+    }
+
+    async fn set_many(
+        &self,
+        space: &Space,
+        items: Vec<SetItem<K, V>>,
+        options: &EntryOptions,
+    ) -> Vec<Result<Written>> {
+        let mut written = Vec::with_capacity(items.len());
+        // One after the other in time, so that of two values for one key the later one stays; a tier's
+        // writer groups them with those of other callers.
+        for item in items {
+            written.push(self.set_below(space, item, options).await);
+        }
+        written
+    }
+
+    async fn set_below(&self, space: &Space, item: SetItem<K, V>, options: &EntryOptions) -> Result<Written> {
+        let key = self.encode(space, &item.key)?.expect("a cache with tiers encodes keys");
+        self.adopt_stamps().await;
+        for _ in 0..SET_TRIES {
+            let ticket = self.l1.ticket();
+            let meta = self.meta(EntryKind::Set, options.ttl, options.tags.clone(), options);
+            let mut is_local = false;
+            let mut refusal = None;
+            // From the lowest tier up: what a lower one refuses, a higher one must not keep.
+            for tier in self.tiers.iter().rev() {
+                if refusal.is_some() {
+                    tier.remove(tier::Removal::Keys(std::slice::from_ref(&key))).await;
+                    continue;
+                }
+                let meta = tier.cap(&meta);
+                let sealed = self.seal(&key, &meta, Some(&item.value))?;
+                let stored = match tier.ticket(&key).await {
+                    Some(ticket) => tier.set(Put { key: key.clone(), meta, sealed, ticket }).await,
+                    None => {
+                        tier.remove(tier::Removal::Keys(std::slice::from_ref(&key))).await;
+                        None
+                    }
+                };
+                match stored {
+                    Some(PutOutcome::Stored) => {}
+                    None => is_local = true,
+                    Some(refused) => refusal = Some(refused),
+                }
+            }
+            match refusal {
+                None => {
+                    let item = SetItem { key: item.key, value: item.value };
+                    let in_l1 = self.publish_set(space, item, meta, Some(ticket), options);
+                    if is_local {
+                        self.counters.add(Count::SetLocal);
+                    }
+                    return Ok(match in_l1 {
+                        Written::Stored if is_local => Written::Local,
+                        other => other,
+                    });
+                }
+                Some(PutOutcome::Older(later)) => {
+                    self.stamps.advance(later, self.clock.wall_ms());
+                    self.l1.remove(space, &item.key);
+                    self.counters.add(Count::SetSuperseded);
+                    return Ok(Written::Superseded);
+                }
+                // A removal came between ticket and write, of this key or of one that shares its fence. The
+                // set has not been acknowledged, so it may as well happen after it.
+                Some(_) => {
+                    self.l1.remove(space, &item.key);
+                }
+            }
+        }
+        self.counters.add(Count::SetSuperseded);
+        Ok(Written::Superseded)
+    }
+
+    fn set_in_l1(
+        &self,
+        space: &Space,
+        item: SetItem<K, V>,
+        ticket: Option<Ticket>,
+        options: &EntryOptions,
+    ) -> Written {
+        let meta = self.meta(EntryKind::Set, options.ttl, options.tags.clone(), options);
+        self.publish_set(space, item, meta, ticket, options)
+    }
+
+    fn publish_set(
+        &self,
+        space: &Space,
+        item: SetItem<K, V>,
+        meta: crate::entry::Meta,
+        ticket: Option<Ticket>,
+        options: &EntryOptions,
+    ) -> Written {
+        self.counters.add(Count::Set);
+        match self.publish(space, &item.key, (Some(item.value), meta, 0), ticket, options) {
+            // Refused by L1's own fences, it is in the tiers all the same, and a miss here.
+            Published::Stored | Published::Fenced => Written::Stored,
+            Published::Older(_) => {
+                self.counters.add(Count::SetSuperseded);
+                Written::Superseded
+            }
+        }
+    }
+
+    async fn remove_many(&self, space: &Space, keys: &[K]) -> Vec<Result<Removal>> {
+        let encoded: Vec<Result<EntryKey>> = keys
+            .iter()
+            .map(|key| Ok(self.encode(space, key)?.expect("a cache with tiers encodes keys")))
+            .collect();
+        if !holds(Rule::BottomUp) {
+            for key in keys {
+                self.remove_in_l1(space, key);
+            }
+        }
+        let known: Vec<EntryKey> = encoded.iter().filter_map(|key| key.as_ref().ok().cloned()).collect();
+        let delivered = self.below(tier::Removal::Keys(&known)).await;
+        let below = match delivered {
+            Delivered::Now(count) => count > 0,
+            Delivered::Later => false,
+        };
+        let is_queued = delivered == Delivered::Later;
+        keys.iter()
+            .zip(encoded)
+            .map(|(key, encoded)| {
+                encoded?;
+                let in_l1 = holds(Rule::BottomUp) && self.remove_in_l1(space, key);
+                Ok(Removal { existed: in_l1 || below, is_queued })
+            })
+            .collect()
+    }
+
+    fn remove_in_l1(&self, space: &Space, key: &K) -> bool {
+        self.counters.add(Count::Removal);
+        self.l1.remove(space, key)
+    }
+
+    /// Carries a removal out in the tiers, the lowest first.
+    async fn below(&self, removal: tier::Removal<'_>) -> Delivered {
+        let mut existed = 0;
+        let mut is_queued = false;
+        for tier in self.tiers.iter().rev() {
+            match tier.remove(removal.clone()).await {
+                Delivered::Now(count) => existed = existed.max(count),
+                Delivered::Later => is_queued = true,
+            }
+        }
+        if is_queued {
+            self.counters.add(Count::RemovalQueued);
+            return Delivered::Later;
+        }
+        Delivered::Now(existed)
+    }
+}

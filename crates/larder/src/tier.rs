@@ -1,0 +1,491 @@
+//! A backend at a position in the stack: its deadline, its counters, and what could not be delivered to it.
+//!
+//! A tier that fails is set aside: reads and sets pass it by, removals are kept and replayed before it is
+//! read again, so that nothing that was removed meanwhile comes back. It never decides freshness.
+
+use crate::backend::{Backend, Mark, Miss, Put, PutOutcome, Removed, Ticket};
+use crate::clock::Clock;
+use crate::entry::Meta;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{EntryKey, Namespace, Pattern};
+use crate::rules::{Rule, holds};
+use crate::stats::TierStats;
+use crate::sync::Mutex;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::Poll;
+use std::time::Duration;
+
+/// How a backend serves as a tier.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct TierOptions {
+    /// The longest that an entry stays fresh in this tier; stale windows follow it. Default: no limit
+    /// beside the entry's own TTL.
+    #[serde(with = "crate::options::seconds")]
+    pub ttl_max: Duration,
+    /// How long a read may take before it counts as failed. Default: 1 second: a tier that needs longer
+    /// is slower than most loaders.
+    #[serde(with = "crate::options::seconds")]
+    pub read_timeout: Duration,
+    /// How long a write or removal may take. Default: 5 seconds, because a write that is given up has to
+    /// be repeated as a removal.
+    #[serde(with = "crate::options::seconds")]
+    pub write_timeout: Duration,
+}
+
+impl Default for TierOptions {
+    fn default() -> Self {
+        TierOptions {
+            ttl_max: Duration::MAX,
+            read_timeout: Duration::from_secs(1),
+            write_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Failed reads in a row after which a tier is set aside: one is chance, three are a state.
+const FAILURES_MAX: u64 = 3;
+/// Most keys and marks kept for a tier that is set aside, some megabytes. Past it, namespaces are cleared.
+const UNDELIVERED_MAX: usize = 10_000;
+/// How many keys one step of a replay removes.
+const REPLAY_BATCH: usize = 500;
+
+#[derive(Debug)]
+pub(crate) struct Tier {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) options: TierOptions,
+    clock: Clock,
+    state: Mutex<State>,
+    counters: TierCounters,
+    refused: Mutex<HashMap<&'static str, u64>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Set aside since this moment of the monotonic clock.
+    aside_since_ms: Option<u64>,
+    failures_in_row: u64,
+    last_error: Option<Error>,
+    undelivered: Undelivered,
+}
+
+/// Removals that the tier has to hear of before it is read again. The numbers tell a later removal of the
+/// same key from the one that a replay has just delivered.
+#[derive(Clone, Debug, Default)]
+struct Undelivered {
+    next: u64,
+    keys: HashMap<EntryKey, u64>,
+    marks: HashMap<(Namespace, Mark), u64>,
+    patterns: Vec<(Namespace, Pattern, u64)>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct TierCounters {
+    pub(crate) hits: AtomicU64,
+    pub(crate) misses: AtomicU64,
+    pub(crate) promotions: AtomicU64,
+    pub(crate) writes: AtomicU64,
+    pub(crate) writes_fenced: AtomicU64,
+    errors: AtomicU64,
+    bypassed: AtomicU64,
+}
+
+/// What a tier answered to a read of one key.
+#[derive(Debug)]
+pub(crate) enum TierRead {
+    Found {
+        ticket: Ticket,
+        sealed: Bytes,
+    },
+    Missed {
+        ticket: Ticket,
+        why: Miss,
+    },
+    /// It is set aside or failed: no answer, and no write-back.
+    Unavailable,
+}
+
+/// A removal of one or many entries.
+#[derive(Clone, Debug)]
+pub(crate) enum Removal<'a> {
+    Keys(&'a [EntryKey]),
+    Mark(&'a Namespace, &'a Mark),
+    Matching(&'a Namespace, &'a Pattern),
+}
+
+/// What a tier did with a removal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Delivered {
+    /// How many entries were there.
+    Now(u64),
+    /// Kept, to be replayed.
+    Later,
+}
+
+impl Tier {
+    pub(crate) fn new(backend: Arc<dyn Backend>, options: TierOptions, clock: Clock) -> Self {
+        Tier {
+            backend,
+            options,
+            clock,
+            state: Mutex::default(),
+            counters: TierCounters::default(),
+            refused: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.backend.name()
+    }
+
+    pub(crate) fn counters(&self) -> &TierCounters {
+        &self.counters
+    }
+
+    /// Counts an entry that could not be opened.
+    pub(crate) fn count_refused(&self, reason: &'static str) {
+        *self.refused.lock().entry(reason).or_default() += 1;
+    }
+
+    /// An entry's expiries as this tier keeps them.
+    pub(crate) fn cap(&self, meta: &Meta) -> Meta {
+        crate::cache::cap(meta.clone(), self.options.ttl_max)
+    }
+
+    pub(crate) async fn read(&self, keys: &[EntryKey]) -> Vec<TierRead> {
+        if self.is_aside() {
+            self.counters.bypassed.fetch_add(keys.len() as u64, Relaxed);
+            return keys.iter().map(|_| TierRead::Unavailable).collect();
+        }
+        let call = async {
+            match keys {
+                [key] => Ok(vec![self.backend.get(key).await]),
+                _ => Ok(self.backend.get_many(keys).await),
+            }
+        };
+        let answers = self.within(self.options.read_timeout, "get", call).await;
+        let answers = answers.unwrap_or_else(|error| keys.iter().map(|_| Err(error.clone())).collect());
+        // A removal may have been kept for replay while the read was under way: its answer is too old.
+        let is_aside = self.is_aside();
+        answers
+            .into_iter()
+            .map(|answer| match self.note(answer) {
+                Ok(_) if is_aside => TierRead::Unavailable,
+                Ok(read) => match read.found {
+                    Ok(sealed) => TierRead::Found { ticket: read.ticket, sealed },
+                    Err(why) => TierRead::Missed { ticket: read.ticket, why },
+                },
+                Err(_) => TierRead::Unavailable,
+            })
+            .collect()
+    }
+
+    /// A ticket for a set that begins now; `None` while the tier is set aside.
+    pub(crate) async fn ticket(&self, key: &EntryKey) -> Option<Ticket> {
+        if self.is_aside() {
+            return None;
+        }
+        let answer = self.within(self.options.read_timeout, "ticket", self.backend.ticket(key)).await;
+        self.note(answer).ok()
+    }
+
+    /// Writes a loaded value; nothing depends on whether it arrives.
+    pub(crate) async fn write_back(&self, puts: Vec<Put>) {
+        if puts.is_empty() {
+            return;
+        }
+        if self.is_aside() {
+            self.counters.bypassed.fetch_add(puts.len() as u64, Relaxed);
+            return;
+        }
+        let call = async { Ok(self.backend.put_many(puts).await) };
+        match self.within(self.options.write_timeout, "put", call).await {
+            Ok(answers) => answers.into_iter().for_each(|answer| drop(self.count(answer))),
+            Err(error) => drop(self.count(Err(error))),
+        }
+    }
+
+    /// Writes a set. If it fails, the key's removal takes its place: now, or kept for later.
+    pub(crate) async fn set(&self, put: Put) -> Option<PutOutcome> {
+        let key = put.key.clone();
+        if !self.is_aside() {
+            let call = self.within(self.options.write_timeout, "put", self.backend.put(put));
+            match self.count(call.await) {
+                Ok(outcome) => return Some(outcome),
+                Err(error) => tracing::warn!(tier = self.name(), %error, "a set could not be stored"),
+            }
+        } else {
+            self.counters.bypassed.fetch_add(1, Relaxed);
+        }
+        if holds(Rule::FailedSetRemoves) {
+            self.remove(Removal::Keys(&[key])).await;
+        }
+        None
+    }
+
+    /// Carries out a removal, or keeps it and sets the tier aside until it is delivered.
+    pub(crate) async fn remove(&self, removal: Removal<'_>) -> Delivered {
+        // Checked under the lock that keeps the removal: a tier that comes back meanwhile has been
+        // replayed without it.
+        if self.keep_if_aside(&removal) {
+            self.counters.bypassed.fetch_add(1, Relaxed);
+            return Delivered::Later;
+        }
+        match self.deliver(&removal).await {
+            Ok(existed) => Delivered::Now(existed),
+            Err(error) => {
+                tracing::warn!(tier = self.name(), %error, "a removal could not be delivered; the tier is set aside");
+                let mut state = self.state.lock();
+                state.undelivered.keep(&removal);
+                state.set_aside(self.clock.mono_ms(), error);
+                Delivered::Later
+            }
+        }
+    }
+
+    async fn deliver(&self, removal: &Removal<'_>) -> Result<u64> {
+        let call = async {
+            match removal {
+                Removal::Keys([key]) => Ok(u64::from(self.backend.remove(key).await? == Removed::Existed)),
+                Removal::Keys(keys) => {
+                    let mut existed = 0;
+                    for answer in self.backend.remove_many(keys).await {
+                        existed += u64::from(answer? == Removed::Existed);
+                    }
+                    Ok(existed)
+                }
+                Removal::Mark(namespace, mark) => self.backend.mark(namespace, mark).await.map(|()| 0),
+                Removal::Matching(namespace, pattern) => {
+                    self.backend.remove_matching(namespace, pattern).await
+                }
+            }
+        };
+        let timeout = match removal {
+            // A scan takes as long as the tier is large.
+            Removal::Matching(..) => self.options.write_timeout.saturating_mul(60),
+            _ => self.options.write_timeout,
+        };
+        let answer = self.within(timeout, "remove", call).await;
+        if answer.is_err() {
+            self.counters.errors.fetch_add(1, Relaxed);
+        }
+        answer
+    }
+
+    /// Drops an entry that could not be opened.
+    pub(crate) async fn discard(&self, key: &EntryKey, sealed: &Bytes) {
+        let call = self.backend.discard(key, sealed);
+        if let Err(error) = self.within(self.options.write_timeout, "discard", call).await {
+            tracing::debug!(tier = self.name(), %error, "a refused entry could not be dropped");
+        }
+    }
+
+    /// Tries to bring a tier back that is set aside: delivers what was kept, then asks for a sign of life.
+    pub(crate) async fn recover(&self) {
+        loop {
+            let Some(kept) = self.state.lock().to_deliver() else { return };
+            let answer = match kept.is_empty() {
+                true => self.ping().await,
+                false => self.replay(&kept).await,
+            };
+            let mut state = self.state.lock();
+            if let Err(error) = answer {
+                state.last_error = Some(error);
+                return;
+            }
+            state.undelivered.forget(&kept);
+            if state.undelivered.is_empty() {
+                tracing::info!(tier = self.name(), "the tier is back");
+                state.aside_since_ms = None;
+                state.failures_in_row = 0;
+                return;
+            }
+        }
+    }
+
+    async fn replay(&self, kept: &Undelivered) -> Result<()> {
+        for (namespace, mark) in kept.marks.keys() {
+            self.deliver(&Removal::Mark(namespace, mark)).await?;
+        }
+        for (namespace, pattern, _) in &kept.patterns {
+            self.deliver(&Removal::Matching(namespace, pattern)).await?;
+        }
+        let keys: Vec<EntryKey> = kept.keys.keys().cloned().collect();
+        for batch in keys.chunks(REPLAY_BATCH) {
+            self.deliver(&Removal::Keys(batch)).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks for a sign of life, set aside or not.
+    pub(crate) async fn ping(&self) -> Result<()> {
+        self.within(self.options.read_timeout, "ping", self.backend.ping()).await
+    }
+
+    pub(crate) fn is_aside(&self) -> bool {
+        holds(Rule::AsideIsNotRead) && self.state.lock().aside_since_ms.is_some()
+    }
+
+    /// For how long it has been set aside, and why.
+    pub(crate) fn aside(&self) -> Option<(Duration, Option<Error>)> {
+        let state = self.state.lock();
+        let since = state.aside_since_ms?;
+        let lasting = Duration::from_millis(self.clock.mono_ms().saturating_sub(since));
+        Some((lasting, state.last_error.clone()))
+    }
+
+    pub(crate) fn stats(&self) -> TierStats {
+        let load = |counter: &AtomicU64| counter.load(Relaxed);
+        let (is_aside, undelivered) = {
+            let state = self.state.lock();
+            (state.aside_since_ms.is_some(), state.undelivered.len() as u64)
+        };
+        let mut refused: Vec<_> =
+            self.refused.lock().iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect();
+        refused.sort();
+        TierStats {
+            name: self.name().to_owned(),
+            hits: load(&self.counters.hits),
+            misses: load(&self.counters.misses),
+            refused,
+            promotions: load(&self.counters.promotions),
+            writes: load(&self.counters.writes),
+            writes_fenced: load(&self.counters.writes_fenced),
+            errors: load(&self.counters.errors),
+            bypassed: load(&self.counters.bypassed),
+            undelivered,
+            is_aside,
+        }
+    }
+
+    fn keep_if_aside(&self, removal: &Removal<'_>) -> bool {
+        let mut state = self.state.lock();
+        let is_aside = state.aside_since_ms.is_some();
+        if is_aside {
+            state.undelivered.keep(removal);
+        }
+        is_aside
+    }
+
+    fn count(&self, answer: Result<PutOutcome>) -> Result<PutOutcome> {
+        match &answer {
+            Ok(PutOutcome::Stored) => self.counters.writes.fetch_add(1, Relaxed),
+            Ok(_) => self.counters.writes_fenced.fetch_add(1, Relaxed),
+            Err(_) => self.counters.errors.fetch_add(1, Relaxed),
+        };
+        answer
+    }
+
+    /// Counts failed reads in a row, and sets the tier aside at the third.
+    fn note<T>(&self, answer: Result<T>) -> Result<T> {
+        let mut state = self.state.lock();
+        match &answer {
+            Ok(_) => state.failures_in_row = 0,
+            Err(error) => {
+                self.counters.errors.fetch_add(1, Relaxed);
+                state.failures_in_row += 1;
+                if state.failures_in_row >= FAILURES_MAX && state.aside_since_ms.is_none() {
+                    tracing::warn!(tier = self.name(), %error, "the tier is set aside");
+                    state.set_aside(self.clock.mono_ms(), error.clone());
+                }
+            }
+        }
+        answer
+    }
+
+    async fn within<T>(
+        &self,
+        timeout: Duration,
+        operation: &'static str,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        if let Some(answer) = before(&self.clock, timeout, call).await {
+            return answer;
+        }
+        Err(Error::new(ErrorKind::Timeout, operation)
+            .backend(self.name().to_owned())
+            .message(format!("no answer within {timeout:?}")))
+    }
+}
+
+/// The output of `future`, or `None` when `timeout` passes first. The timer is only made when the future
+/// is not ready at once.
+pub(crate) async fn before<F: Future>(clock: &Clock, timeout: Duration, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut timer = None;
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        if timeout == Duration::MAX {
+            return Poll::Pending;
+        }
+        let timer = timer.get_or_insert_with(|| Box::pin(clock.sleep(timeout)));
+        timer.as_mut().poll(cx).map(|()| None)
+    })
+    .await
+}
+
+impl State {
+    fn set_aside(&mut self, now_ms: u64, error: Error) {
+        self.aside_since_ms.get_or_insert(now_ms);
+        self.last_error = Some(error);
+    }
+
+    fn to_deliver(&self) -> Option<Undelivered> {
+        self.aside_since_ms.map(|_| self.undelivered.clone())
+    }
+}
+
+impl Undelivered {
+    fn keep(&mut self, removal: &Removal<'_>) {
+        if !holds(Rule::UndeliveredIsKept) {
+            return;
+        }
+        self.next += 1;
+        let number = self.next;
+        match *removal {
+            Removal::Keys(keys) => self.keys.extend(keys.iter().map(|key| (key.clone(), number))),
+            Removal::Mark(namespace, mark) => {
+                self.marks.insert((namespace.clone(), mark.clone()), number);
+            }
+            Removal::Matching(namespace, pattern) => {
+                self.patterns.push((namespace.clone(), pattern.clone(), number));
+            }
+        }
+        if self.len() > UNDELIVERED_MAX {
+            self.collapse(number);
+        }
+    }
+
+    /// Too much to remember one by one: the namespaces concerned are cleared instead.
+    fn collapse(&mut self, number: u64) {
+        let keys = std::mem::take(&mut self.keys).into_keys().map(|key| key.namespace().clone());
+        let marks = std::mem::take(&mut self.marks).into_keys().map(|(namespace, _)| namespace);
+        let patterns = std::mem::take(&mut self.patterns).into_iter().map(|(namespace, ..)| namespace);
+        let namespaces: HashSet<Namespace> = keys.chain(marks).chain(patterns).collect();
+        self.marks = namespaces.into_iter().map(|namespace| ((namespace, Mark::Clear), number)).collect();
+    }
+
+    /// Drops what `delivered` held, unless it was asked for again since.
+    fn forget(&mut self, delivered: &Undelivered) {
+        self.keys.retain(|key, number| delivered.keys.get(key) != Some(number));
+        self.marks.retain(|mark, number| delivered.marks.get(mark) != Some(number));
+        self.patterns.retain(|(.., number)| delivered.patterns.iter().all(|(.., done)| done != number));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn len(&self) -> usize {
+        self.keys.len() + self.marks.len() + self.patterns.len()
+    }
+}
