@@ -28,9 +28,9 @@ pub fn run(quick: bool, report: &mut Report) {
         (0..operations).map(|_| zipf.draw(&mut rng)).collect::<Vec<_>>()
     };
     let keys = [draws(1), draws(2)];
-    report.group(case("contention zipf:0.99 100000", 100_000, &keys), "ops_per_s");
+    report.group(&case("contention zipf:0.99 100000", 100_000, &keys), "ops_per_s");
     let keys = [vec![7; operations], vec![7; operations]];
-    report.group(case("contention one hot key", 100_000, &keys), "ops_per_s");
+    report.group(&case("contention one hot key", 100_000, &keys), "ops_per_s");
 }
 
 fn case(case: &str, capacity: usize, keys: &[Vec<u64>; 2]) -> Vec<Line> {

@@ -14,9 +14,9 @@ pub fn run(quick: bool, report: &mut Report) {
             (0..lookups).map(|_| rng.u32(0..entries)).collect()
         };
         let keys: Vec<u64> = (0..u64::from(entries)).collect();
-        report.group(numbers(&format!("l1 hit u64 {entries}"), &keys, &order), "median_ns");
+        report.group(&numbers(&format!("l1 hit u64 {entries}"), &keys, &order), "median_ns");
         let keys: Vec<String> = (0..entries).map(|key| format!("user:{key:08}:profile")).collect();
-        report.group(strings(&format!("l1 hit String {entries}"), &keys, &order), "median_ns");
+        report.group(&strings(&format!("l1 hit String {entries}"), &keys, &order), "median_ns");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Side by side with the peers: what larder costs, as ratios in one run.
 
+#![allow(unreachable_pub, reason = "a program: `pub` says what a module offers to the others")]
+
 mod contention;
 mod hit_ratio;
 mod l1;

@@ -28,7 +28,7 @@ pub fn run(quick: bool, report: &mut Report) -> Result<(), String> {
         let bytes = printed.trim().parse::<f64>().map_err(|_| format!("memory of {subject}: {printed:?}"))?;
         lines.push(Line::new(&format!("memory u64 {entries}"), subject).value("bytes_per_entry", bytes));
     }
-    report.group(lines, "bytes_per_entry");
+    report.group(&lines, "bytes_per_entry");
     Ok(())
 }
 

@@ -57,7 +57,7 @@ fn insert_only(capacity: usize, operations: u64, report: &mut Report) {
         Subject { name: "foyer-lru", batch: fresh!(operations, capacity, |key| lru.insert(key, key)) },
         Subject { name: "foyer-lfu", batch: fresh!(operations, capacity, |key| lfu.insert(key, key)) },
     ];
-    report.group(single(&format!("miss insert and evict u64 {capacity}"), subjects), "median_ns");
+    report.group(&single(&format!("miss insert and evict u64 {capacity}"), subjects), "median_ns");
 }
 
 fn lookup_and_insert(capacity: usize, operations: u64, report: &mut Report) {
@@ -96,5 +96,5 @@ fn lookup_and_insert(capacity: usize, operations: u64, report: &mut Report) {
             }),
         },
     ];
-    report.group(single(&format!("miss lookup, insert and evict u64 {capacity}"), subjects), "median_ns");
+    report.group(&single(&format!("miss lookup, insert and evict u64 {capacity}"), subjects), "median_ns");
 }

@@ -293,6 +293,6 @@ impl Share {
 
     #[inline]
     fn times(self, whole: u64) -> u64 {
-        (whole >> 16) * self.0 + ((whole & 0xFFFF) * self.0 >> 16)
+        (whole >> 16) * self.0 + (((whole & 0xFFFF) * self.0) >> 16)
     }
 }

@@ -6,7 +6,7 @@ use super::*;
 use shuttle::thread;
 use std::sync::Arc;
 
-const SCHEDULES: usize = 20_000;
+const SCHEDULES: usize = 50_000;
 
 fn table(weight_max: u64, shards: usize) -> Arc<Table<u32, u64>> {
     Arc::new(Table::new(Limits { weight_max, entries_hint: 4, shards: Some(shards), seed: Some(1) }))
