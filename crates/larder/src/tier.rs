@@ -3,12 +3,13 @@
 //! A tier that fails is set aside: reads and sets pass it by, removals are kept and replayed before it is
 //! read again, so that nothing that was removed meanwhile comes back. It never decides freshness.
 
-use crate::backend::{Backend, Mark, Miss, Put, PutOutcome, Removed, Ticket};
+use crate::backend::{Backend, Mark, Miss, Page, Put, PutOutcome, Removed, Scan, Ticket};
 use crate::clock::Clock;
 use crate::entry::Meta;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Namespace, Pattern};
 use crate::rules::{Rule, holds};
+use crate::stamp::Stamp;
 use crate::stats::TierStats;
 use crate::sync::Mutex;
 use bytes::Bytes;
@@ -267,8 +268,7 @@ impl Tier {
             }
         };
         let timeout = match removal {
-            // A scan takes as long as the tier is large.
-            Removal::Matching(..) => self.options.write_timeout.saturating_mul(60),
+            Removal::Matching(..) => self.scan_timeout(),
             _ => self.options.write_timeout,
         };
         let answer = self.within(timeout, "remove", call).await;
@@ -321,6 +321,29 @@ impl Tier {
             self.deliver(&Removal::Keys(batch)).await?;
         }
         Ok(())
+    }
+
+    /// The latest stamp of a set that it accepted.
+    pub(crate) async fn last_stamp(&self) -> Result<Option<Stamp>> {
+        self.within(self.options.read_timeout, "last_stamp", self.backend.last_stamp()).await
+    }
+
+    /// Frees some of what is expired or invalidated.
+    pub(crate) async fn sweep(&self, limit: usize) -> Result<u64> {
+        self.within(self.scan_timeout(), "sweep", self.backend.sweep(limit)).await
+    }
+
+    pub(crate) async fn scan(&self, scan: Scan<'_>) -> Result<Page> {
+        self.within(self.scan_timeout(), "scan", self.backend.scan(scan)).await
+    }
+
+    pub(crate) async fn namespaces(&self) -> Result<Vec<Namespace>> {
+        self.within(self.scan_timeout(), "scan", self.backend.namespaces()).await
+    }
+
+    /// A scan takes as long as the tier is large.
+    fn scan_timeout(&self) -> Duration {
+        self.options.write_timeout.saturating_mul(60)
     }
 
     /// Asks for a sign of life, set aside or not.

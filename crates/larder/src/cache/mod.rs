@@ -14,6 +14,8 @@ mod loader;
 mod maintain;
 mod promise;
 mod read;
+#[cfg(all(test, larder_shuttle))]
+mod schedules;
 mod wait;
 mod write;
 
