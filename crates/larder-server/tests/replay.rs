@@ -156,8 +156,8 @@ fn tiny_trace_has_the_hits_computed_by_hand() {
 /// LRU's and Belady's published figures of public traces, and larder's own of the day its policy was chosen:
 /// a hit ratio that falls by two points is a defect. Hashes differ from run to run; the widest spread, OLTP at
 /// 5,000, was .5477 to .5571 in 52 runs.
+#[cfg(public_traces)] // RUSTFLAGS='--cfg public_traces' and LARDER_TRACES, the traces' folder
 #[test]
-#[ignore = "needs the public traces: set LARDER_TRACES to their folder, and run with --ignored"]
 fn public_traces_have_their_published_figures() {
     let folder = PathBuf::from(std::env::var_os("LARDER_TRACES").expect("LARDER_TRACES names the folder"));
     for (trace, capacities, expected) in [
