@@ -88,7 +88,7 @@ fn one(trace: &Trace, capacity: usize, options: &Options, report: &mut Report) {
         let hits = oracle(&trace.keys, capacity);
         lines.push(Line::new(&case, name).value("hit_ratio", hits as f64 / trace.keys.len() as f64));
     }
-    report.group(lines, "hit_ratio");
+    report.group(&lines, "hit_ratio");
 }
 
 fn replay(engine: &mut Engine, trace: &Trace, capacity: usize) -> (f64, bool) {

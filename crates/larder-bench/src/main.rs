@@ -1,7 +1,15 @@
 //! Side by side with the peers: what larder costs, as ratios in one run.
 
+#![allow(unreachable_pub, reason = "a program: `pub` says what a module offers to the others")]
+
+mod contention;
 mod hit_ratio;
+mod l1;
+mod measure;
+mod memory;
+mod miss;
 mod oracles;
+mod peers;
 mod report;
 mod trace;
 
@@ -10,6 +18,7 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 larder-bench hit-ratio [--json] [--capacity N]... [--engine NAME]... [--seeds N] [--shards N] TRACE...
+larder-bench l1|miss|contention|memory [--json] [--quick]
 
 TRACE: a file (one key per line, or ARC .lis; plain or .zst), or zipf:SKEW, loop:KEYS, scan, phases, churn.";
 
@@ -27,6 +36,12 @@ fn main() -> ExitCode {
 fn run(arguments: impl Iterator<Item = String>) -> Result<(), String> {
     let mut arguments = arguments;
     let case = arguments.next().ok_or(USAGE)?;
+    if case == "memory-of" {
+        let subject = arguments.next().ok_or(USAGE)?;
+        let entries = arguments.next().and_then(|text| text.parse().ok()).ok_or(USAGE)?;
+        return memory::child(&subject, entries);
+    }
+    let mut quick = false;
     let mut report = Report { json: false };
     let mut options = hit_ratio::Options {
         traces: Vec::new(),
@@ -42,6 +57,7 @@ fn run(arguments: impl Iterator<Item = String>) -> Result<(), String> {
             text.parse::<usize>().map_err(|_| format!("{argument} takes a number, not {text:?}"))
         };
         match argument.as_str() {
+            "--quick" => quick = true,
             "--json" => report.json = true,
             "--capacity" => options.capacities.push(number(value()?)?),
             "--engine" => options.engines.push(value()?),
@@ -55,6 +71,19 @@ fn run(arguments: impl Iterator<Item = String>) -> Result<(), String> {
     match case.as_str() {
         "hit-ratio" if options.traces.is_empty() => Err(format!("no trace given\n{USAGE}")),
         "hit-ratio" => hit_ratio::run(&options, &mut report),
+        "l1" => {
+            l1::run(quick, &mut report);
+            Ok(())
+        }
+        "miss" => {
+            miss::run(quick, &mut report);
+            Ok(())
+        }
+        "contention" => {
+            contention::run(quick, &mut report);
+            Ok(())
+        }
+        "memory" => memory::run(quick, &mut report),
         other => Err(format!("unknown case {other:?}\n{USAGE}")),
     }
 }

@@ -37,11 +37,11 @@ pub struct Report {
 impl Report {
     /// Prints the subjects of one case. With `measure`, each is also set in ratio to every other one.
     #[allow(clippy::print_stdout, reason = "the program's output")]
-    pub fn group(&mut self, lines: Vec<Line>, measure: &str) {
+    pub fn group(&mut self, lines: &[Line], measure: &str) {
         if !self.json {
             println!("\n{}", lines.first().map_or("", |line| &line.case));
         }
-        for line in &lines {
+        for line in lines {
             let own = line.get(measure);
             let ratios = lines.iter().filter(|other| other.subject != line.subject).filter_map(|other| {
                 let ratio = own? / other.get(measure).filter(|value| *value > 0.0)?;

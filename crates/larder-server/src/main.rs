@@ -1,3 +1,18 @@
-//! The `larder` command.
+//! The `larder` command: serves a cache over HTTP, works on one, and replays access traces.
 
-fn main() {}
+mod backing;
+mod client;
+mod commands;
+mod config;
+mod data;
+mod http;
+mod replay;
+mod store;
+mod value;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    commands::run(commands::Arguments::parse())
+}

@@ -2,10 +2,15 @@
 
 use serde::Serialize;
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
 
-/// Copies of each counter. Threads are dealt over them, so that up to this many never share a line.
-const LANES: usize = 16;
+/// Copies of each counter: one for each of the first threads, which then write it without a locked
+/// instruction, and a last one that all others share.
+const LANES: usize = 32;
+const SHARED_LANE: usize = LANES - 1;
 
 /// Counters of one cache.
 #[derive(Debug)]
@@ -55,21 +60,44 @@ impl Count {
 }
 
 thread_local! {
-    static LANE: Cell<usize> = const { Cell::new(usize::MAX) };
+    static LANE: Lease = const { Lease(Cell::new(usize::MAX)) };
 }
+
+/// A thread's lane, given back when the thread ends.
+struct Lease(Cell<usize>);
+
+/// A bit for each lane that a living thread owns.
+static LEASED: AtomicU32 = AtomicU32::new(1 << SHARED_LANE);
 
 #[inline]
 fn lane() -> usize {
-    let lane = LANE.get();
-    if lane != usize::MAX { lane } else { deal_lane() }
+    // A thread that is ending, and has given its lane back, shares.
+    LANE.try_with(|lease| if lease.0.get() == usize::MAX { lease.take() } else { lease.0.get() })
+        .unwrap_or(SHARED_LANE)
 }
 
-#[cold]
-fn deal_lane() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let lane = NEXT.fetch_add(1, Relaxed) % LANES;
-    LANE.set(lane);
-    lane
+impl Lease {
+    #[cold]
+    fn take(&self) -> usize {
+        let mut lane = SHARED_LANE;
+        // Acquire and release: the counts of the thread that had the lane before are this one's to add to.
+        let taken = LEASED.fetch_update(AcqRel, Acquire, |leased| {
+            lane = (!leased).trailing_zeros() as usize;
+            (lane < SHARED_LANE).then(|| leased | 1 << lane)
+        });
+        let lane = if taken.is_ok() { lane } else { SHARED_LANE };
+        self.0.set(lane);
+        lane
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let lane = self.0.get();
+        if lane < SHARED_LANE {
+            LEASED.fetch_and(!(1 << lane), Release);
+        }
+    }
 }
 
 impl Counters {
@@ -79,7 +107,13 @@ impl Counters {
 
     #[inline]
     pub(crate) fn add(&self, count: Count) {
-        self.lanes[lane()].0[count as usize].fetch_add(1, Relaxed);
+        let lane = lane();
+        let counter = &self.lanes[lane].0[count as usize];
+        if lane == SHARED_LANE {
+            counter.fetch_add(1, Relaxed);
+        } else {
+            counter.store(counter.load(Relaxed) + 1, Relaxed);
+        }
     }
 
     pub(crate) fn total(&self, count: Count) -> u64 {
@@ -235,11 +269,19 @@ mod tests {
     #[test]
     fn counts_of_all_threads_add_up() {
         let counters = Counters::new();
-        std::thread::scope(|scope| {
-            for _ in 0..LANES + 3 {
-                scope.spawn(|| (0..1000).for_each(|_| counters.add(Count::Hit)));
-            }
-        });
-        assert_eq!(counters.snapshot().hits, (LANES as u64 + 3) * 1000);
+        // More at once than there are lanes, and twice, so that lanes are handed on.
+        for _ in 0..2 {
+            let all_began = std::sync::Barrier::new(LANES + 8);
+            std::thread::scope(|scope| {
+                for _ in 0..LANES + 8 {
+                    scope.spawn(|| {
+                        counters.add(Count::Hit);
+                        all_began.wait();
+                        (1..1000).for_each(|_| counters.add(Count::Hit));
+                    });
+                }
+            });
+        }
+        assert_eq!(counters.snapshot().hits, 2 * (LANES as u64 + 8) * 1000);
     }
 }

@@ -124,8 +124,8 @@ pub(crate) enum Removal<'a> {
 /// What a tier did with a removal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Delivered {
-    /// Which of the keys were there, and how many entries were.
-    Now { existed: Vec<bool>, count: u64 },
+    /// How many entries were there: for each key, or for a mark or pattern in all.
+    Now(Vec<u64>),
     /// Kept, to be replayed.
     Later,
 }
@@ -240,7 +240,7 @@ impl Tier {
             return Delivered::Later;
         }
         match self.deliver(&removal).await {
-            Ok((existed, count)) => Delivered::Now { existed, count },
+            Ok(existed) => Delivered::Now(existed),
             Err(error) => {
                 tracing::warn!(tier = self.name(), %error, "a removal could not be delivered; the tier is set aside");
                 let mut state = self.state.lock();
@@ -251,7 +251,7 @@ impl Tier {
         }
     }
 
-    async fn deliver(&self, removal: &Removal<'_>) -> Result<(Vec<bool>, u64)> {
+    async fn deliver(&self, removal: &Removal<'_>) -> Result<Vec<u64>> {
         let call = async {
             match removal {
                 Removal::Keys(keys) => {
@@ -259,17 +259,11 @@ impl Tier {
                         [key] => vec![self.backend.remove(key).await],
                         _ => self.backend.remove_many(keys).await,
                     };
-                    let existed = answers.into_iter().map(|answer| Ok(answer? == Removed::Existed));
-                    let existed = existed.collect::<Result<Vec<bool>>>()?;
-                    let count = existed.iter().filter(|existed| **existed).count() as u64;
-                    Ok((existed, count))
+                    answers.into_iter().map(|answer| Ok(u64::from(answer? == Removed::Existed))).collect()
                 }
-                Removal::Mark(namespace, mark) => {
-                    self.backend.mark(namespace, mark).await.map(|()| (Vec::new(), 0))
-                }
+                Removal::Mark(namespace, mark) => self.backend.mark(namespace, mark).await.map(|()| vec![0]),
                 Removal::Matching(namespace, pattern) => {
-                    let count = self.backend.remove_matching(namespace, pattern).await?;
-                    Ok((Vec::new(), count))
+                    self.backend.remove_matching(namespace, pattern).await.map(|count| vec![count])
                 }
             }
         };

@@ -1,5 +1,6 @@
 //! The memory backend keeps every promise of the suite; and the suite notices backends that don't.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
 #![cfg(feature = "conformance")]
 
 use async_trait::async_trait;
@@ -180,8 +181,16 @@ async fn each_defect_fails_the_cases_that_are_about_it() {
         (Defect::NeverCloses, &["closed_means_closed"]),
     ];
     for (defect, names) in expected {
-        let failed = failures(defect).await;
+        let mut failed = failures(defect).await;
         for name in names {
+            // What needs a race may need more than one try.
+            for case in cases().iter().filter(|case| case.name == *name) {
+                for _ in 0..20 {
+                    if !failed.contains(name) && case.check(&defect).await.is_err() {
+                        failed.push(name);
+                    }
+                }
+            }
             assert!(failed.contains(name), "{defect:?} should fail {name}; failed: {failed:?}");
         }
         let tolerable = cases().len() / 2;

@@ -1,5 +1,6 @@
 //! The SQLite backend keeps every promise of the suite, whichever durability it has.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
 #![cfg(all(feature = "conformance", feature = "sqlite"))]
 
 use async_trait::async_trait;

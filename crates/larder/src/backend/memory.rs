@@ -18,6 +18,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::Se
 use crate::sync::{Mutex, MutexGuard};
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::Deserialize;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 
@@ -31,9 +32,11 @@ const ENTRY_BYTES: u64 = 160;
 const SPARED_MAX: usize = 64;
 
 /// The settings of a [`MemoryBackend`].
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct MemoryOptions {
     /// Where the time comes from. The system by default.
+    #[serde(skip)]
     pub clock: Clock,
     /// Most entries; `None`, the default, is unlimited.
     pub entries_max: Option<u64>,

@@ -15,10 +15,14 @@ use std::fmt;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod memory;
+#[cfg(feature = "registry")]
+mod registry;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
 pub use memory::{MemoryBackend, MemoryOptions};
+#[cfg(feature = "registry")]
+pub use registry::{Needs, Registry};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{Durability, Incident, SqliteBackend, SqliteOptions};
 

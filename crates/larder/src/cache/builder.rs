@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 /// Makes the format once the envelope's options are known.
@@ -157,10 +157,11 @@ impl<K: Key, V: Value> Builder<K, V> {
         let format = self.make_format.map(|make| make(self.envelope)).transpose()?;
         let limits = Limits { entries_max: self.entries_max, bytes_max: self.bytes_max };
         let clock = self.clock;
+        let counters = Arc::new(Counters::new());
         let tiers =
             self.tiers.into_iter().map(|(backend, options)| Tier::new(backend, options, clock.clone()));
         let shared = Arc::new(Shared {
-            l1: L1::new(limits, fastrand::u64(..), self.on_evict)?,
+            l1: L1::new(limits, fastrand::u64(..), self.on_evict, Arc::clone(&counters)),
             flights: Arc::new(Flights::new(self.flights_max, self.waiters_max)),
             tiers: tiers.collect(),
             format,
@@ -168,12 +169,15 @@ impl<K: Key, V: Value> Builder<K, V> {
             l1_ttl_max: self.l1_ttl_max,
             stamps: StampClock::new(self.node.unwrap_or_else(|| fastrand::u32(..))),
             clock,
-            counters: Counters::new(),
+            counters,
             spaces: crate::sync::Mutex::new(HashMap::new()),
+            next_space: AtomicU64::new(0),
             write_backs: AtomicUsize::new(0),
             is_closed: AtomicBool::new(false),
             has_adopted_stamps: AtomicBool::new(false),
         });
+        // The first reading starts the coarse clock's thread, which no hit should have to do.
+        shared.clock.coarse_ms();
         super::maintain::start(&shared);
         let space = shared.space(&self.namespace);
         Ok(Cache { shared, space, defaults: Arc::new(self.defaults) })

@@ -58,8 +58,8 @@ pub struct EntryState {
     pub load_ms: u32,
     /// Its tags.
     pub tags: Vec<String>,
-    /// Weight in L1, or the bytes of its envelope.
-    pub bytes: u64,
+    /// The bytes of its envelope; `None` in L1.
+    pub bytes: Option<u64>,
     /// L1 only: how often it was read; above 256 an estimate.
     pub accesses: Option<u32>,
     /// L1 only: milliseconds since it was last read, to about a second.
@@ -97,31 +97,27 @@ impl<K: Key, V: Value> Cache<K, V> {
         Q: Hash + Eq + ?Sized,
     {
         let shared = &self.shared;
-        let now_ms = shared.clock.mono_ms();
-        let tier = "l1".to_owned();
-        let Some(resident) = shared.l1.get(&self.space, key, &shared.counters) else {
-            return TierExplanation { tier, state: "absent".to_owned(), entry: None };
-        };
-        let fresh_ms_left = resident.fresh_ms_left(now_ms);
-        let state = match (resident.is_gone(now_ms), fresh_ms_left) {
-            (true, _) => "expired",
-            (false, Some(0)) => "stale",
-            (false, _) => "fresh",
-        };
-        let source = match resident.from_tier {
-            0 => None,
-            position => Some(shared.tiers[usize::from(position) - 1].name().to_owned()),
-        };
-        let entry = EntryState {
-            fresh_ms_left,
-            gone_ms_left: resident.gone_ms_left(now_ms),
-            bytes: resident.weight,
-            accesses: Some(resident.accesses()),
-            idle_ms: Some(resident.idle_ms(now_ms)),
-            source,
-            ..entry_state(&resident.meta, 0)
-        };
-        TierExplanation { tier, state: state.to_owned(), entry: Some(entry) }
+        let now = shared.now();
+        let found = shared.l1.get(&self.space, key, |resident| {
+            let state = match (resident.is_gone(now.mono_ms), resident.fresh_ms_left(now.mono_ms)) {
+                (true, _) => "expired",
+                (false, Some(0)) => "stale",
+                (false, _) => "fresh",
+            };
+            let source = match resident.from_tier {
+                0 => None,
+                position => Some(shared.tiers[usize::from(position) - 1].name().to_owned()),
+            };
+            let entry = EntryState {
+                accesses: Some(resident.accesses()),
+                idle_ms: Some(resident.idle_ms(now.mono_ms)),
+                source,
+                ..entry_state(&resident.meta(now), now.wall_ms)
+            };
+            (state, entry)
+        });
+        let (state, entry) = found.map_or(("absent", None), |(state, entry)| (state, Some(entry)));
+        TierExplanation { tier: "l1".to_owned(), state: state.to_owned(), entry }
     }
 
     fn explain_tier(&self, tier: &Tier, read: Option<TierRead>) -> TierExplanation {
@@ -133,7 +129,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                 Err(refused) => (refused.name(), None),
                 Ok(header) => {
                     let mut entry = entry_state(&header.meta, wall_ms);
-                    entry.bytes = sealed.len() as u64;
+                    entry.bytes = Some(sealed.len() as u64);
                     (if entry.fresh_ms_left == Some(0) { "stale" } else { "fresh" }, Some(entry))
                 }
             },
@@ -156,7 +152,7 @@ fn entry_state(meta: &Meta, wall_ms: u64) -> EntryState {
         gone_ms_left: left(meta.gone_at_ms),
         load_ms: meta.load_ms,
         tags: meta.tags.iter().map(str::to_owned).collect(),
-        bytes: 0,
+        bytes: None,
         accesses: None,
         idle_ms: None,
         source: None,
@@ -185,7 +181,10 @@ impl fmt::Display for Explanation {
                 };
                 write!(f, ", {}", if entry.is_negative { "absence" } else { entry.kind })?;
                 write!(f, ", fresh for {}, gone in {}", ms(entry.fresh_ms_left), ms(entry.gone_ms_left))?;
-                write!(f, ", {} bytes, version {}", entry.bytes, entry.stamp)?;
+                if let Some(bytes) = entry.bytes {
+                    write!(f, ", {bytes} bytes")?;
+                }
+                write!(f, ", version {}", entry.stamp)?;
                 if !entry.tags.is_empty() {
                     write!(f, ", tags {}", entry.tags.join(" "))?;
                 }

@@ -25,6 +25,12 @@ impl Default for KeysRequest {
     }
 }
 
+impl KeysRequest {
+    fn matches(&self, key: &EntryKey) -> bool {
+        self.pattern.as_ref().is_none_or(|pattern| pattern.matches(&key.text()))
+    }
+}
+
 /// A page of keys.
 #[derive(Clone, Debug, Default)]
 pub struct KeysPage {
@@ -41,8 +47,8 @@ pub struct KeyInfo {
     pub key: EntryKey,
     /// How long until it is physically gone; `None`: for ever.
     pub gone_in: Option<Duration>,
-    /// The bytes of its envelope; in L1 its weight.
-    pub bytes: u64,
+    /// The bytes of its envelope; `None` where it was listed from L1.
+    pub bytes: Option<u64>,
 }
 
 impl<K: Key + Serialize, V: Value> Cache<K, V> {
@@ -69,9 +75,8 @@ impl<K: Key + Serialize, V: Value> Cache<K, V> {
         let wall_ms = self.shared.clock.wall_ms();
         let info = |Listed { key, gone_at_ms, sealed_bytes, .. }| KeyInfo {
             key,
-            gone_in: (gone_at_ms != NEVER_MS)
-                .then(|| Duration::from_millis(gone_at_ms.saturating_sub(wall_ms))),
-            bytes: sealed_bytes,
+            gone_in: gone_in(gone_at_ms, wall_ms),
+            bytes: Some(sealed_bytes),
         };
         let keys = page.entries.into_iter().map(info).collect();
         Ok(KeysPage { keys, next: page.next.map(|Cursor(cursor)| cursor) })
@@ -94,17 +99,18 @@ impl<K: Key + Serialize, V: Value> Cache<K, V> {
     }
 
     fn keys_of_l1(&self, request: &KeysRequest) -> Result<KeysPage> {
-        let now_ms = self.shared.clock.mono_ms();
+        let now = self.shared.now();
         let mut keys = Vec::new();
-        for (key, resident) in self.shared.l1.list(&self.space, now_ms) {
-            let key = EntryKey::new(&self.space.namespace, &key)?;
-            if resident.value.is_some()
-                && request.pattern.as_ref().is_none_or(|pattern| pattern.matches(&key.text()))
-            {
-                let gone_in = resident.gone_ms_left(now_ms).map(Duration::from_millis);
-                keys.push((hex(key.as_bytes()), KeyInfo { key, gone_in, bytes: resident.weight }));
+        let mut outcome = Ok(());
+        self.shared.l1.list(&self.space, now, |key, seen| match EntryKey::new(&self.space.namespace, &key) {
+            Ok(key) if seen.value.is_some() && request.matches(&key) => {
+                let gone_in = gone_in(seen.meta.gone_at_ms, now.wall_ms);
+                keys.push((hex(key.as_bytes()), KeyInfo { key, gone_in, bytes: None }));
             }
-        }
+            Ok(_) => {}
+            Err(error) => outcome = Err(error),
+        });
+        outcome?;
         keys.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         let first =
             request.after.as_ref().map_or(0, |after| keys.partition_point(|(place, _)| place <= after));
@@ -113,6 +119,10 @@ impl<K: Key + Serialize, V: Value> Cache<K, V> {
         page.truncate(request.limit);
         Ok(KeysPage { keys: page.into_iter().map(|(_, info)| info).collect(), next })
     }
+}
+
+fn gone_in(gone_at_ms: u64, wall_ms: u64) -> Option<Duration> {
+    (gone_at_ms != NEVER_MS).then(|| Duration::from_millis(gone_at_ms.saturating_sub(wall_ms)))
 }
 
 fn hex(bytes: &[u8]) -> String {

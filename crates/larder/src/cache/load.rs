@@ -12,7 +12,7 @@ use crate::clock::millis;
 use crate::entry::{EntryKind, Meta, Tags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::EntryKey;
-use crate::l1::{Published, Resident, Slot, Space};
+use crate::l1::{Published, Seen, Slot, Space};
 use crate::options::EntryOptions;
 use crate::rules::{Rule, holds};
 use crate::stats::Count;
@@ -35,8 +35,8 @@ const WRITE_BACKS_MAX: usize = 1024;
 pub(crate) struct Item<K: Hash + Eq, V: Clone> {
     pub(crate) key: K,
     pub(crate) landing: Landing<K, V>,
-    /// The entry in L1 that the caller met.
-    pub(crate) met: Option<Arc<Resident<V>>>,
+    /// A copy of the entry in L1 that the caller met.
+    pub(crate) met: Option<Seen<V>>,
     pub(crate) mode: Mode,
 }
 
@@ -189,7 +189,8 @@ impl<K: Key, V: Value> Shared<K, V> {
             let key = one.entry_key.expect("it was found in a tier");
             // A copy is a load: it yields to every set and removal that came since.
             let meta = Meta { kind: EntryKind::Load, ..answer.meta.clone() };
-            self.publish(space, &one.item.key, &answer, meta.clone(), ticket, options);
+            let entry = (answer.value.clone(), meta.clone(), answer.from_tier);
+            self.publish(space, &one.item.key, entry, Some(ticket), options);
             let value = answer.value.clone();
             one.item.landing.land(Ok(Some(answer)));
             self.tiers[from].counters().promotions.fetch_add(1, Relaxed);
@@ -228,8 +229,14 @@ impl<K: Key, V: Value> Shared<K, V> {
         };
         let ticket = one.item.landing.flight().ticket;
         let meta = Meta { kind: EntryKind::Load, ..stale.meta.clone() };
-        self.publish(space, &one.item.key, &stale, meta, ticket, options);
-        let met = self.l1.get(space, &one.item.key, &self.counters);
+        self.publish(
+            space,
+            &one.item.key,
+            (stale.value.clone(), meta, stale.from_tier),
+            Some(ticket),
+            options,
+        );
+        let met = self.l1.seen(space, &one.item.key, self.now());
         one.item.landing.land(Ok(Some(stale)));
         let slot = Slot { space: space.id, key: one.item.key.clone() };
         match self.flights.board(&slot, Purpose::Load, |_| true, || None::<()>, || self.l1.ticket()) {
@@ -296,8 +303,9 @@ impl<K: Key, V: Value> Shared<K, V> {
     /// The latest value that is there now, after the tickets were taken: a removal that came before them has
     /// left nothing, and one that comes after them refuses the write-back.
     fn previous(&self, space: &Space, one: &Pending<K, V>) -> Option<Previous<V>> {
-        let is_current = |met: &&Arc<Resident<V>>| {
-            !holds(Rule::PreviousIsCurrent) || self.l1.is_current(space, &one.item.key, met)
+        let is_current = |met: &&Seen<V>| {
+            !holds(Rule::PreviousIsCurrent)
+                || self.l1.is_current(space, &one.item.key, met.meta.stamp, self.now())
         };
         let met = one.item.met.as_ref().filter(is_current);
         let (value, tags, from_tier) = match (met, &one.stale) {
@@ -333,8 +341,8 @@ impl<K: Key, V: Value> Shared<K, V> {
             let ticket = one.item.landing.flight().ticket;
             let (answer, is_stored) = answer;
             if is_stored {
-                let meta = answer.meta.clone();
-                if self.publish(space, &one.item.key, &answer, meta, ticket, options) == Published::Fenced {
+                let entry = (answer.value.clone(), answer.meta.clone(), 0);
+                if self.publish(space, &one.item.key, entry, Some(ticket), options) == Published::Fenced {
                     self.counters.add(Count::LoadFenced);
                 }
             } else {
@@ -404,48 +412,33 @@ impl<K: Key, V: Value> Shared<K, V> {
     /// Serves what is stale but allowed and still valid, else the error.
     fn settle_error(&self, space: &Arc<Space>, one: Pending<K, V>, error: &Error, options: &EntryOptions) {
         let Item { key, landing, met, .. } = one.item;
-        let now_ms = self.clock.mono_ms();
-        let retry_at_ms = now_ms.saturating_add(millis(options.stale_on_error_throttle));
-        if let Some(resident) = met
-            && !resident.is_gone(now_ms)
-            && (!holds(Rule::StaleIsCurrent) || self.l1.is_current(space, &key, &resident))
+        let now = self.now();
+        let retry_at_ms = now.mono_ms.saturating_add(millis(options.stale_on_error_throttle));
+        // In place, never inserted: what was removed meanwhile stays removed.
+        if let Some(seen) = met
+            && (self.l1.throttle(space, &key, seen.meta.stamp, now, retry_at_ms)
+                || !holds(Rule::StaleIsCurrent))
         {
-            // In place, never inserted: what was removed meanwhile stays removed.
-            resident.throttle(retry_at_ms);
             self.counters.add(Count::StaleOnError);
-            let (value, meta) = (resident.value.clone(), resident.meta.clone());
-            landing.land(Ok(Some(Answer { value, meta, is_stale: true, from_tier: resident.from_tier })));
+            landing.land(Ok(Some(seen.into_stale())));
             return;
         }
         let ticket = landing.flight().ticket;
         if let Some(stale) = one.stale
             && !stale.meta.is_gone(self.clock.wall_ms())
             && !self.l1.moved(space, &key, ticket)
-            && !self.l1.fences().tags_moved(&space.namespace, &stale.meta.tags, ticket)
+            && !self.l1.tags_moved(space, &stale.meta.tags, ticket)
         {
             self.counters.add(Count::StaleOnError);
             let meta = Meta { kind: EntryKind::Load, ..stale.meta.clone() };
-            if self.publish(space, &key, &stale, meta, ticket, options) == Published::Stored
-                && let Some(resident) = self.l1.get(space, &key, &self.counters)
-            {
-                resident.throttle(retry_at_ms);
+            let entry = (stale.value.clone(), meta, stale.from_tier);
+            if self.publish(space, &key, entry, Some(ticket), options) == Published::Stored {
+                self.l1.throttle(space, &key, stale.meta.stamp, now, retry_at_ms);
             }
             landing.land(Ok(Some(stale)));
             return;
         }
         landing.land(Err(error.clone()));
-    }
-
-    fn publish(
-        &self,
-        space: &Arc<Space>,
-        key: &K,
-        answer: &Answer<V>,
-        meta: Meta,
-        ticket: Ticket,
-        options: &EntryOptions,
-    ) -> Published {
-        self.publish_in_l1(space, key, answer.value.clone(), meta, Some(ticket), options, answer.from_tier)
     }
 
     /// Writes loaded values to the tiers, top first, unless too many writes are under way.
@@ -493,6 +486,13 @@ impl<K: Key, V: Value> Shared<K, V> {
     /// wrong, is fresh for at most its TTL after it was read: see [`Resident::new`].
     fn is_stale(&self, meta: &Meta) -> bool {
         meta.fresh_until_ms != NEVER_MS && meta.fresh_until_ms <= self.clock.wall_ms()
+    }
+}
+
+impl<V> Seen<V> {
+    /// The answer of a caller who has to do with a stale value.
+    pub(crate) fn into_stale(self) -> Answer<V> {
+        Answer { value: self.value, meta: self.meta, is_stale: true, from_tier: self.from_tier }
     }
 }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 const RECOVER_EVERY: Duration = Duration::from_secs(1);
 /// How many of those ticks pass between sweeps of what is expired.
 const TICKS_PER_SWEEP: u32 = 60;
+/// Most steps of L1's timer wheel in one tick, so that a mass expiry holds no thread for long.
+const EXPIRE_STEPS: usize = 100_000;
 /// Most entries that one sweep of a tier frees before others get their turn.
 const SWEEP_BATCH: usize = 1000;
 /// How long [`Cache::close`] waits for loaded values on their way to the tiers.
@@ -32,6 +34,7 @@ async fn maintain<K: Key, V: Value>(shared: Weak<Shared<K, V>>, clock: crate::cl
         clock.sleep(RECOVER_EVERY).await;
         let Some(shared) = shared.upgrade() else { return };
         shared.recover().await;
+        shared.l1.expire(clock.mono_ms(), EXPIRE_STEPS);
         ticks += 1;
         if ticks % TICKS_PER_SWEEP == 0
             && let Err(error) = shared.sweep().await
@@ -64,8 +67,7 @@ impl<K: Key, V: Value> Shared<K, V> {
     }
 
     async fn sweep(&self) -> Result<u64> {
-        let spaces: Vec<_> = self.spaces.lock().values().cloned().collect();
-        let mut swept = self.l1.sweep(self.clock.mono_ms(), &spaces, &self.counters);
+        let mut swept = self.l1.expire(self.clock.mono_ms(), usize::MAX);
         for tier in &self.tiers {
             loop {
                 if tier.is_aside() {

@@ -1,7 +1,7 @@
 //! The typed front: what a service holds.
 //!
-//! `read.rs` is the read path from top to bottom, `load.rs` what a flight does, `write.rs` sets and
-//! removals. Everything here is shared by all clones and namespaces of one cache.
+//! `read.rs` is the read path from top to bottom, `wait.rs` who waits for a flight, `load.rs` what a flight
+//! does, `write.rs` sets and removals. Everything here is shared by all clones and namespaces of one cache.
 
 mod blocking;
 mod builder;
@@ -16,6 +16,7 @@ mod promise;
 mod read;
 #[cfg(all(test, larder_shuttle))]
 mod schedules;
+mod wait;
 mod write;
 
 pub use blocking::Blocking;
@@ -33,7 +34,7 @@ use crate::clock::{Clock, NEVER_MS, millis};
 use crate::entry::{EntryKind, Meta, Tags};
 use crate::error::Result;
 use crate::key::{EntryKey, Namespace};
-use crate::l1::{L1, Published, Resident, Space};
+use crate::l1::{Entry, L1, Now, Published, Space};
 use crate::options::EntryOptions;
 use crate::stamp::StampClock;
 use crate::stats::{Counters, Stats};
@@ -44,7 +45,7 @@ use flight::Flights;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 /// A cache of typed values: in memory, and in any tiers below it.
@@ -99,6 +100,10 @@ impl<K: Hash + Eq, V: Clone> std::fmt::Debug for Cache<K, V> {
     }
 }
 
+/// Most namespaces that are remembered without a view of them being held: a server makes one for every name
+/// that a client thinks of.
+const SPACES_MAX: usize = 10_000;
+
 /// Everything that clones and namespaces share.
 pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
     l1: L1<K, V>,
@@ -109,8 +114,9 @@ pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
     l1_ttl_max: Duration,
     clock: Clock,
     stamps: StampClock,
-    counters: Counters,
+    counters: Arc<Counters>,
     spaces: Mutex<HashMap<Namespace, Arc<Space>>>,
+    next_space: AtomicU64,
     write_backs: AtomicUsize,
     is_closed: AtomicBool,
     has_adopted_stamps: AtomicBool,
@@ -135,6 +141,12 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// The namespace of this view.
     pub fn namespace_name(&self) -> &Namespace {
         &self.space.namespace
+    }
+
+    /// The default options, without a copy.
+    #[cfg(feature = "macros")]
+    pub(crate) fn defaults(&self) -> &EntryOptions {
+        &self.defaults
     }
 
     /// A copy of the default options, to change for a call.
@@ -167,8 +179,11 @@ impl<K: Key, V: Value> Shared<K, V> {
         if let Some(space) = spaces.get(namespace) {
             return Arc::clone(space);
         }
-        let id =
-            u32::try_from(spaces.len()).expect("namespaces take far more than 4 GB before there are 2^32");
+        if spaces.len() >= SPACES_MAX {
+            // Nobody holds a view of these. What L1 has of them is never found again, and goes in time.
+            spaces.retain(|_, space| Arc::strong_count(space) > 1);
+        }
+        let id = self.next_space.fetch_add(1, Relaxed);
         let space = Arc::new(Space { id, namespace: namespace.clone() });
         spaces.insert(namespace.clone(), Arc::clone(&space));
         space
@@ -206,27 +221,25 @@ impl<K: Key, V: Value> Shared<K, V> {
 
     /// Puts a value into L1. Without a ticket it is taken while nobody else can write the key, so that only
     /// a later stamp can refuse it.
-    #[expect(clippy::too_many_arguments, reason = "each is a different fact about one entry")]
-    fn publish_in_l1(
+    fn publish(
         &self,
         space: &Space,
         key: &K,
-        value: Option<V>,
-        meta: Meta,
+        (value, meta, from_tier): (Option<V>, Meta, u8),
         ticket: Option<Ticket>,
         options: &EntryOptions,
-        from_tier: u8,
     ) -> Published {
-        let now = (self.clock.wall_ms(), self.clock.mono_ms());
-        let meta = cap(meta, self.l1_ttl_max, now.0);
         let weight = match (&self.weigh, &value) {
             (Some(weigh), Some(value)) => weigh(key, value),
             _ => 1,
         };
-        let entry = crate::l1::Entry { kind: meta.kind, stamp: meta.stamp, tags: meta.tags.clone(), ticket };
-        self.l1.publish(space, key, entry, now.0, &self.counters, |seen, weight_min| {
-            Resident::new(value, meta, seen, options, now, weight.max(weight_min), from_tier)
-        })
+        let now = self.now();
+        let meta = cap(meta, self.l1_ttl_max, now.wall_ms);
+        self.l1.publish(space, key, Entry { value, meta, ticket, weight, from_tier }, options, now)
+    }
+
+    fn now(&self) -> Now {
+        Now { wall_ms: self.clock.wall_ms(), mono_ms: self.clock.mono_ms() }
     }
 }
 

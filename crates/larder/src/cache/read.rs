@@ -1,26 +1,23 @@
-//! The read path, top to bottom: L1, then a flight.
+//! The read path, top to bottom: L1, then a flight (`wait.rs`).
 //!
 //! The hit is synchronous inside and allocates nothing; everything else is boxed, so that the future of a
 //! hit stays small.
 
-use super::flight::{Answer, Boarding, Purpose};
-use super::load::{Item, Mode};
+use super::flight::{Answer, Purpose};
+use super::load::Mode;
 use super::loader::{LoadContext, Loaded, Source, from_option};
 use super::{Cache, Key, Shared, Value};
-use crate::clock::{Clock, NEVER_MS, millis};
+use crate::clock::NEVER_MS;
 use crate::entry::Tags;
 use crate::error::{BoxError, Error, ErrorKind, Result};
-use crate::l1::{EvictReason, Freshness, Resident, Slot, Space};
+use crate::l1::{EvictReason, Freshness, Resident, Seen, Space};
 use crate::options::EntryOptions;
-use crate::rules::{Rule, holds};
 use crate::stamp::Stamp;
 use crate::stats::Count;
-use crate::tier::before;
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Whether a read without a loader may be answered with a stale value.
@@ -45,6 +42,8 @@ pub struct Hit<V> {
     pub age: Duration,
     /// How long it stays fresh; `None`: for ever.
     pub ttl_left: Option<Duration>,
+    /// For how long its TTL has been over; 0 for a fresh one.
+    pub stale_for: Duration,
     /// Its tags.
     pub tags: Tags,
     /// Its version.
@@ -56,22 +55,22 @@ pub struct Hit<V> {
 /// Shows everything but the value, which may be a secret.
 impl<V> std::fmt::Debug for Hit<V> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Hit { value: _, is_stale, age, ttl_left, tags, stamp, tier } = self;
+        let Hit { value: _, is_stale, age, ttl_left, stale_for, tags, stamp, tier } = self;
         write!(
             f,
-            "Hit {{ is_stale: {is_stale}, age: {age:?}, ttl_left: {ttl_left:?}, tags: {tags:?}, stamp: {stamp:?}, tier: {tier} }}"
+            "Hit {{ is_stale: {is_stale}, age: {age:?}, ttl_left: {ttl_left:?}, stale_for: {stale_for:?}, tags: {tags:?}, stamp: {stamp:?}, tier: {tier} }}"
         )
     }
 }
 
 /// What a read does with the entry it met in L1.
-enum Step<V> {
+pub(super) enum Step<V> {
     /// Serve this; `None` is a remembered absence.
     Serve(Option<V>),
     /// Serve this and refresh in the background.
-    Refresh(Option<V>, Arc<Resident<V>>),
+    Refresh(Seen<V>),
     /// Nothing may be served yet; the stale entry may be, should the load fail.
-    Load(Option<Arc<Resident<V>>>),
+    Load(Option<Seen<V>>),
 }
 
 impl<K: Key, V: Value> Cache<K, V> {
@@ -113,35 +112,35 @@ impl<K: Key, V: Value> Cache<K, V> {
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
         let shared = &self.shared;
-        let now_ms = shared.clock.mono_ms();
-        let in_l1 = shared.l1.get(&self.space, key, &shared.counters).filter(|there| !there.is_gone(now_ms));
-        if let Some(resident) = in_l1 {
-            resident.touch(now_ms);
-            let is_stale = !matches!(
-                resident.freshness(now_ms, &self.defaults),
-                Freshness::Fresh | Freshness::RefreshDue
-            );
-            if !is_stale || (stale == Stale::Allow && shared.tiers.is_empty()) {
-                shared.counters.add(if is_stale { Count::HitStale } else { Count::Hit });
-                return self.hit(
-                    resident.value.clone()?,
-                    &resident.meta,
-                    is_stale,
-                    resident.fresh_ms_left(now_ms),
-                    "l1",
-                );
+        let now = shared.now();
+        let in_l1 = shared.l1.get(&self.space, key, |resident| {
+            resident.touch(now.mono_ms);
+            // Before the copy is taken, since it slides what slides.
+            let freshness = resident.freshness(now.mono_ms, &self.defaults);
+            (freshness, resident.seen(now), resident.fresh_ms_left(now.mono_ms))
+        });
+        let in_l1 = match in_l1 {
+            Some((Freshness::Fresh | Freshness::RefreshDue, seen, left_ms)) => {
+                shared.counters.add(Count::Hit);
+                return seen.value.map(|value| self.hit(value, &seen.meta, false, left_ms, "l1"));
             }
-            // A tier may have a fresher one; this one is the fallback.
-            let below = Box::pin(self.look_below(key.to_owned())).await.filter(|answer| !answer.is_stale);
-            if below.is_none() && stale == Stale::Allow {
+            Some((Freshness::Gone, ..)) | None => None,
+            Some((_, seen, _)) => Some(seen),
+        };
+        // A tier may have a fresher one; the stale one is the fallback.
+        let below = Box::pin(self.look_below(key.to_owned())).await;
+        match (below, in_l1.filter(|_| stale == Stale::Allow)) {
+            (Some(answer), _) if !answer.is_stale => self.hit_below(answer),
+            (_, Some(seen)) => {
                 shared.counters.add(Count::HitStale);
-                return self.hit(resident.value.clone()?, &resident.meta, true, Some(0), "l1");
+                seen.value.map(|value| self.hit(value, &seen.meta, true, Some(0), "l1"))
             }
-            return self.hit_below(below?);
+            (Some(answer), None) if stale == Stale::Allow => self.hit_below(answer),
+            _ => {
+                shared.counters.add(Count::Miss);
+                None
+            }
         }
-        shared.counters.add(Count::Miss);
-        let answer = Box::pin(self.look_below(key.to_owned())).await?;
-        if answer.is_stale && stale == Stale::Refuse { None } else { self.hit_below(answer) }
     }
 
     fn hit_below(&self, answer: Answer<V>) -> Option<Hit<V>> {
@@ -154,10 +153,9 @@ impl<K: Key, V: Value> Cache<K, V> {
             NEVER_MS => None,
             until => Some(until.saturating_sub(self.shared.clock.wall_ms())),
         };
-        self.hit(answer.value?, &answer.meta, answer.is_stale, left_ms, tier)
+        Some(self.hit(answer.value?, &answer.meta, answer.is_stale, left_ms, tier))
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "every caller returns an option")]
     fn hit(
         &self,
         value: V,
@@ -165,16 +163,17 @@ impl<K: Key, V: Value> Cache<K, V> {
         is_stale: bool,
         fresh_ms_left: Option<u64>,
         tier: &str,
-    ) -> Option<Hit<V>> {
-        Some(Hit {
+    ) -> Hit<V> {
+        Hit {
             value,
             is_stale,
             age: Duration::from_millis(self.shared.clock.wall_ms().saturating_sub(meta.created_ms)),
             ttl_left: fresh_ms_left.map(Duration::from_millis),
+            stale_for: Duration::from_millis(self.shared.clock.wall_ms().saturating_sub(meta.fresh_until_ms)),
             tags: meta.tags.clone(),
             stamp: meta.stamp,
             tier: tier.to_owned(),
-        })
+        }
     }
 
     /// Whether a fresh value is in L1 or a tier.
@@ -272,6 +271,29 @@ impl<K: Key, V: Value> Cache<K, V> {
         Box::pin(self.after(key.to_owned(), step, source, options)).await
     }
 
+    /// [`get_or_load_with`](Self::get_or_load_with) with a loader that is made when it is needed: a hit
+    /// costs nothing of what the loader will own. `None` is an absence.
+    #[cfg(feature = "macros")]
+    pub(crate) async fn get_or_load_lazily<M, F, Fut, T, E>(
+        &self,
+        key: &K,
+        options: &EntryOptions,
+        make: M,
+    ) -> Result<Option<V>>
+    where
+        M: FnOnce() -> F,
+        F: FnOnce(LoadContext<V>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        T: Into<Loaded<V>>,
+        E: Into<BoxError>,
+    {
+        options.validate()?;
+        match self.shared.look(&self.space, key, options) {
+            Step::Serve(value) => Ok(value),
+            step => Box::pin(self.after(key.clone(), step, Source::one(make()), options)).await,
+        }
+    }
+
     /// [`get_or_load`](Self::get_or_load) for a loader that can't fail.
     ///
     /// # Errors
@@ -301,7 +323,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         E: Into<BoxError>,
     {
         options.validate()?;
-        let met = self.shared.l1.get(&self.space, key, &self.shared.counters);
+        let met = self.shared.l1.seen(&self.space, key, self.shared.now());
         let wait = self.wait(key.to_owned(), Source::one(load), options, met, Mode::Reload);
         Box::pin(wait).await?.and_then(|answer| answer.value).ok_or_else(not_found)
     }
@@ -359,357 +381,95 @@ impl<K: Key, V: Value> Cache<K, V> {
         }));
         self.many(keys, options, source, Purpose::Load).await
     }
-
-    /// Goes on after L1 had no plain hit.
-    async fn after(
-        &self,
-        key: K,
-        step: Step<V>,
-        source: Source<K, V>,
-        options: &EntryOptions,
-    ) -> Result<Option<V>> {
-        match step {
-            Step::Serve(value) => Ok(value),
-            Step::Refresh(value, resident) => {
-                self.refresh(key, source, options, resident);
-                Ok(value)
-            }
-            Step::Load(stale) => {
-                Ok(self.wait(key, source, options, stale, Mode::Fill).await?.and_then(|answer| answer.value))
-            }
-        }
-    }
-
-    /// Starts a load that nobody waits for, unless one is under way.
-    fn refresh(&self, key: K, source: Source<K, V>, options: &EntryOptions, resident: Arc<Resident<V>>) {
-        let shared = &self.shared;
-        let slot = Slot { space: self.space.id, key };
-        let boarding =
-            shared.flights.board(&slot, Purpose::Load, |_| true, || None::<()>, || shared.l1.ticket());
-        if let Boarding::Started(landing) = boarding {
-            shared.counters.add(Count::Refresh);
-            let item = Item { key: slot.key, landing, met: Some(resident), mode: Mode::Refresh };
-            self.launch(vec![item], source, options.clone());
-        }
-    }
-
-    fn launch(&self, items: Vec<Item<K, V>>, source: Source<K, V>, options: EntryOptions) {
-        let (shared, space) = (Arc::clone(&self.shared), Arc::clone(&self.space));
-        crate::runtime::spawn(shared.fly(space, items, source, options));
-    }
-
-    /// Asks the tiers, once for all callers.
-    async fn look_below(&self, key: K) -> Option<Answer<V>> {
-        if self.shared.tiers.is_empty() {
-            return None;
-        }
-        self.wait(key, Source::Tiers, &self.defaults, None, Mode::Fill).await.unwrap_or_default()
-    }
-
-    /// Joins or starts the flight of a key and waits for it, within the options' timeouts.
-    async fn wait(
-        &self,
-        key: K,
-        source: Source<K, V>,
-        options: &EntryOptions,
-        stale: Option<Arc<Resident<V>>>,
-        mode: Mode,
-    ) -> Result<Option<Answer<V>>> {
-        let shared = &self.shared;
-        let purpose = if let Source::Tiers = source { Purpose::Lookup } else { Purpose::Load };
-        let slot = Slot { space: self.space.id, key };
-        let mut source = Some(source);
-        let left = time_left(&shared.clock, options.load_timeout_hard);
-        // A flight that began before this position was refused to this caller.
-        let mut begins_at = 0;
-        loop {
-            let joined_at = shared.l1.ticket().pos;
-            let boarding = shared.flights.board(
-                &slot,
-                purpose,
-                |flight| {
-                    mode != Mode::Reload
-                        && flight.ticket.pos >= begins_at
-                        && !shared.l1.moved(&self.space, &slot.key, flight.ticket)
-                },
-                || if mode == Mode::Fill { self.look_again(&slot.key, purpose) } else { None },
-                || shared.l1.ticket(),
-            );
-            let (flight, is_first) = match boarding {
-                Boarding::Found(answer) => return Ok(Some(answer)),
-                Boarding::Refused(error) => {
-                    shared.counters.add(Count::Overloaded);
-                    return self.stale_or(&slot.key, &stale, error);
-                }
-                Boarding::Joined(flight) => {
-                    shared.counters.add(Count::Joined);
-                    (flight, false)
-                }
-                Boarding::Started(landing) => {
-                    let flight = Arc::clone(landing.flight());
-                    let item = Item { key: slot.key.clone(), landing, met: stale.clone(), mode };
-                    let source =
-                        source.take().expect("a caller starts one flight: it is always served by it");
-                    self.launch(vec![item], source, options.clone());
-                    (flight, true)
-                }
-            };
-            let landed = match flight.wait() {
-                Ok(mut waiting) => {
-                    let mut landed = None;
-                    if let (Some(soft), Some(_)) = (options.load_timeout_soft, &stale) {
-                        landed = before(&shared.clock, soft, &mut waiting).await;
-                        if let (None, Ok(answer)) =
-                            (&landed, self.stale_or(&slot.key, &stale, timed_out(options)))
-                        {
-                            return Ok(answer);
-                        }
-                    }
-                    match landed {
-                        Some(landed) => Some(landed),
-                        None => before(&shared.clock, left(), waiting).await,
-                    }
-                }
-                Err(nested) => Some(Err(nested)),
-            };
-            match landed {
-                None => return self.stale_or(&slot.key, &stale, timed_out(options)),
-                // The runtime that ran it is gone: the load is this caller's now.
-                Some(Err(error)) if error.kind() == ErrorKind::Closed && !is_first => begins_at = 0,
-                Some(Ok(Some(answer)))
-                    if !is_first && self.came_too_early(&flight.ticket, joined_at, &answer) =>
-                {
-                    begins_at = shared.l1.ticket().pos;
-                }
-                Some(Err(error)) => return self.stale_or(&slot.key, &stale, error),
-                Some(landed) => return landed,
-            }
-        }
-    }
-
-    /// Whether a tag of the answer was removed after its load began and, as far as can be told, before this
-    /// caller joined.
-    fn came_too_early(&self, ticket: &crate::backend::Ticket, joined_at: u64, answer: &Answer<V>) -> bool {
-        holds(Rule::Delivery)
-            && joined_at > ticket.pos
-            && self.shared.l1.fences().tags_moved(&self.space.namespace, &answer.meta.tags, *ticket)
-    }
-
-    /// What appeared in L1 since the caller looked. Runs under a lock of the flights, so it drops nothing: that
-    /// would call the eviction listener.
-    fn look_again(&self, key: &K, purpose: Purpose) -> Option<Answer<V>> {
-        let shared = &self.shared;
-        let now_ms = shared.clock.mono_ms();
-        let resident = shared.l1.peek(&self.space, key)?;
-        let is_servable = match resident.freshness(now_ms, &self.defaults) {
-            Freshness::Fresh | Freshness::RefreshDue => true,
-            // It stands in for a load that has just failed, not for what a tier may have.
-            Freshness::Throttled => purpose == Purpose::Load,
-            Freshness::Revalidate | Freshness::OnError | Freshness::Gone => false,
-        };
-        is_servable.then(|| Answer {
-            value: resident.value.clone(),
-            meta: resident.meta.clone(),
-            is_stale: resident.fresh_ms_left(now_ms) == Some(0),
-            from_tier: resident.from_tier,
-        })
-    }
-
-    /// The stale entry, if it still may be served, else the error.
-    fn stale_or(&self, key: &K, stale: &Option<Arc<Resident<V>>>, error: Error) -> Result<Option<Answer<V>>> {
-        let shared = &self.shared;
-        let now_ms = shared.clock.mono_ms();
-        match stale {
-            Some(resident)
-                if !resident.is_gone(now_ms)
-                    && (!holds(Rule::StaleIsCurrent) || shared.l1.is_current(&self.space, key, resident)) =>
-            {
-                shared.counters.add(Count::StaleOnError);
-                let (value, meta) = (resident.value.clone(), resident.meta.clone());
-                Ok(Some(Answer { value, meta, is_stale: true, from_tier: resident.from_tier }))
-            }
-            _ => Err(error),
-        }
-    }
-
-    /// Many keys: L1 first, then one flight for all that nobody else loads.
-    async fn many(
-        &self,
-        keys: &[K],
-        options: &EntryOptions,
-        source: Source<K, V>,
-        purpose: Purpose,
-    ) -> Vec<Result<Option<V>>> {
-        let shared = &self.shared;
-        let mut results: Vec<Option<Result<Option<V>>>> = Vec::with_capacity(keys.len());
-        let mut waiting = Vec::new();
-        let mut items = Vec::new();
-        for (place, key) in keys.iter().enumerate() {
-            let (stale, served) = match purpose {
-                Purpose::Lookup => (None, shared.look_fresh(&self.space, key, options)),
-                Purpose::Load => match shared.look(&self.space, key, options) {
-                    Step::Serve(value) => (None, Some(value)),
-                    Step::Refresh(value, resident) => (Some(resident), Some(value)),
-                    Step::Load(stale) => (stale, None),
-                },
-            };
-            let is_served = served.is_some();
-            results.push(served.map(Ok));
-            if is_served && stale.is_none() || purpose == Purpose::Lookup && shared.tiers.is_empty() {
-                results[place].get_or_insert(Ok(None));
-                continue;
-            }
-            let slot = Slot { space: self.space.id, key: key.clone() };
-            let joined_at = shared.l1.ticket().pos;
-            let boarding = shared.flights.board(
-                &slot,
-                purpose,
-                |flight| !shared.l1.moved(&self.space, key, flight.ticket),
-                || self.look_again(key, purpose),
-                || shared.l1.ticket(),
-            );
-            match boarding {
-                Boarding::Started(landing) if is_served => {
-                    // A refresh, in the same load as what is missing.
-                    items.push(Item { key: key.clone(), landing, met: stale, mode: Mode::Refresh });
-                }
-                _ if is_served => {}
-                Boarding::Found(answer) => results[place] = Some(Ok(answer.value)),
-                Boarding::Refused(error) => {
-                    shared.counters.add(Count::Overloaded);
-                    results[place] =
-                        Some(self.stale_or(key, &stale, error).map(|answer| answer.and_then(|a| a.value)));
-                }
-                Boarding::Joined(flight) => {
-                    shared.counters.add(Count::Joined);
-                    waiting.push((place, flight, stale, Some(joined_at)));
-                }
-                Boarding::Started(landing) => {
-                    waiting.push((place, Arc::clone(landing.flight()), stale.clone(), None));
-                    items.push(Item { key: key.clone(), landing, met: stale, mode: Mode::Fill });
-                }
-            }
-        }
-        if !items.is_empty() {
-            self.launch(items, source, options.clone());
-        }
-        let left = time_left(&shared.clock, options.load_timeout_hard);
-        for (place, flight, stale, joined_at) in waiting {
-            let landed = match flight.wait() {
-                Ok(waiting) => before(&shared.clock, left(), waiting).await,
-                Err(nested) => Some(Err(nested)),
-            };
-            let landed = match landed {
-                None => self.stale_or(&keys[place], &stale, timed_out(options)),
-                Some(Ok(Some(answer)))
-                    if joined_at.is_some_and(|at| self.came_too_early(&flight.ticket, at, &answer)) =>
-                {
-                    Err(Error::new(ErrorKind::Unavailable, "load")
-                        .message("a tag of the value was removed meanwhile"))
-                }
-                Some(Err(error)) => self.stale_or(&keys[place], &stale, error),
-                Some(landed) => landed,
-            };
-            results[place] = Some(landed.map(|answer| {
-                answer.filter(|a| !a.is_stale || purpose == Purpose::Load).and_then(|a| a.value)
-            }));
-        }
-        results.into_iter().map(|result| result.expect("every key was served or waited for")).collect()
-    }
 }
 
 impl<K: Key, V: Value> Shared<K, V> {
     /// The fresh value in L1, or the absence that is remembered there.
     #[inline]
-    fn look_fresh<Q>(&self, space: &Space, key: &Q, options: &EntryOptions) -> Option<Option<V>>
+    pub(super) fn look_fresh<Q>(&self, space: &Space, key: &Q, options: &EntryOptions) -> Option<Option<V>>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let resident = self.l1.get(space, key, &self.counters);
         let now_ms = self.clock.coarse_ms();
-        let is_fresh = |resident: &Resident<V>| {
-            resident.is_plain(now_ms)
+        let fresh = self.l1.get(space, key, |resident| {
+            resident.touch(now_ms);
+            let is_fresh = resident.is_plain(now_ms)
                 || matches!(
                     resident.freshness(self.clock.mono_ms(), options),
                     Freshness::Fresh | Freshness::RefreshDue
-                )
-        };
-        let Some(resident) = resident.filter(|resident| is_fresh(resident)) else {
-            self.counters.add(Count::Miss);
-            return None;
-        };
-        resident.touch(now_ms);
-        self.counters.add(if resident.value.is_some() { Count::Hit } else { Count::HitNegative });
-        Some(resident.value.clone())
+                );
+            is_fresh.then(|| resident.value.clone())
+        });
+        let fresh = fresh.flatten();
+        self.counters.add(match fresh {
+            Some(Some(_)) => Count::Hit,
+            Some(None) => Count::HitNegative,
+            None => Count::Miss,
+        });
+        fresh
     }
 
     /// Looks into L1 and decides what a read does with what is there.
     #[inline]
-    fn look<Q>(&self, space: &Space, key: &Q, options: &EntryOptions) -> Step<V>
+    pub(super) fn look<Q>(&self, space: &Space, key: &Q, options: &EntryOptions) -> Step<V>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let Some(resident) = self.l1.get(space, key, &self.counters) else {
-            self.counters.add(Count::Miss);
-            return Step::Load(None);
-        };
         let now_ms = self.clock.coarse_ms();
-        resident.touch(now_ms);
-        if resident.is_plain(now_ms) {
-            self.counters.add(if resident.value.is_some() { Count::Hit } else { Count::HitNegative });
-            return Step::Serve(resident.value.clone());
+        let found = self.l1.get(space, key, |resident| {
+            resident.touch(now_ms);
+            if resident.is_plain(now_ms) {
+                Ok(resident.value.clone())
+            } else {
+                Err(self.weigh_up(resident, options))
+            }
+        });
+        match found {
+            Some(Ok(value)) => {
+                self.counters.add(if value.is_some() { Count::Hit } else { Count::HitNegative });
+                Step::Serve(value)
+            }
+            Some(Err((freshness, seen))) => self.step(space, key, freshness, seen),
+            None => {
+                self.counters.add(Count::Miss);
+                Step::Load(None)
+            }
         }
-        self.weigh_up(space, key, resident, options)
+    }
+
+    #[cold]
+    fn weigh_up(&self, resident: &Resident<V>, options: &EntryOptions) -> (Freshness, Seen<V>) {
+        let now = self.now();
+        (resident.freshness(now.mono_ms, options), resident.seen(now))
     }
 
     /// The slow half of [`look`](Self::look): something about the entry's time is to be decided.
     #[cold]
-    fn weigh_up<Q>(
-        &self,
-        space: &Space,
-        key: &Q,
-        resident: Arc<Resident<V>>,
-        options: &EntryOptions,
-    ) -> Step<V>
+    fn step<Q>(&self, space: &Space, key: &Q, freshness: Freshness, seen: Seen<V>) -> Step<V>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let freshness = resident.freshness(self.clock.mono_ms(), options);
         self.counters.add(match freshness {
-            Freshness::Fresh | Freshness::RefreshDue if resident.value.is_none() => Count::HitNegative,
+            Freshness::Fresh | Freshness::RefreshDue if seen.value.is_none() => Count::HitNegative,
             Freshness::Fresh | Freshness::RefreshDue => Count::Hit,
             Freshness::Revalidate | Freshness::Throttled => Count::HitStale,
             Freshness::OnError | Freshness::Gone => Count::Miss,
         });
         match freshness {
-            Freshness::Fresh | Freshness::Throttled => Step::Serve(resident.value.clone()),
-            Freshness::RefreshDue | Freshness::Revalidate => Step::Refresh(resident.value.clone(), resident),
-            Freshness::OnError => Step::Load(Some(resident)),
+            Freshness::Fresh | Freshness::Throttled => Step::Serve(seen.value),
+            Freshness::RefreshDue | Freshness::Revalidate => Step::Refresh(seen),
+            Freshness::OnError => Step::Load(Some(seen)),
             Freshness::Gone => {
-                self.l1.evict_exact(space, key, &resident, EvictReason::Expired, &self.counters);
+                self.l1.evict(space, key, seen.meta.stamp, EvictReason::Expired);
                 Step::Load(None)
             }
         }
     }
 }
 
-/// What is left of `timeout` from now on, whenever it is asked.
-fn time_left(clock: &Clock, timeout: Duration) -> impl Fn() -> Duration {
-    let until_ms = clock.mono_ms().saturating_add(millis(timeout));
-    move || match until_ms {
-        NEVER_MS => Duration::MAX,
-        _ => Duration::from_millis(until_ms.saturating_sub(clock.mono_ms())),
-    }
-}
-
 fn not_found() -> Error {
     Error::new(ErrorKind::NotFound, "load").message("the loader found no such value")
-}
-
-fn timed_out(options: &EntryOptions) -> Error {
-    Error::new(ErrorKind::Timeout, "load")
-        .message(format!("no value within load_timeout_hard ({:?})", options.load_timeout_hard))
 }

@@ -229,10 +229,10 @@ impl<K: Key + serde::Serialize, V: Value> Cache<K, V> {
         let (shared, space, pattern) = (Arc::clone(&self.shared), Arc::clone(&self.space), pattern.clone());
         let removed = async move {
             let below = match shared.below(tier::Removal::Matching(&space.namespace, &pattern)).await {
-                Delivered::Now { count, .. } => count,
+                Delivered::Now(counts) => counts.first().copied().unwrap_or(0),
                 Delivered::Later => 0,
             };
-            let in_l1 = shared.l1.remove_matching(&space, &shared.counters, |key| {
+            let in_l1 = shared.l1.remove_matching(&space, |key| {
                 EntryKey::new(&space.namespace, key).is_ok_and(|key| pattern.matches(&key.text()))
             });
             below.max(in_l1)
@@ -305,14 +305,14 @@ impl<K: Key, V: Value> Shared<K, V> {
                 }
                 Some(PutOutcome::Older(later)) => {
                     self.stamps.advance(later, self.clock.wall_ms());
-                    self.l1.remove(space, &item.key, &self.counters);
+                    self.l1.remove(space, &item.key);
                     self.counters.add(Count::SetSuperseded);
                     return Ok(Written::Superseded);
                 }
                 // A removal came between ticket and write, of this key or of one that shares its fence. The
                 // set has not been acknowledged, so it may as well happen after it.
                 Some(_) => {
-                    self.l1.remove(space, &item.key, &self.counters);
+                    self.l1.remove(space, &item.key);
                 }
             }
         }
@@ -340,7 +340,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         options: &EntryOptions,
     ) -> Written {
         self.counters.add(Count::Set);
-        match self.publish_in_l1(space, &item.key, Some(item.value), meta, ticket, options, 0) {
+        match self.publish(space, &item.key, (Some(item.value), meta, 0), ticket, options) {
             // Refused by L1's own fences, it is in the tiers all the same, and a miss here.
             Published::Stored | Published::Fenced => Written::Stored,
             Published::Older(_) => {
@@ -362,38 +362,39 @@ impl<K: Key, V: Value> Shared<K, V> {
         }
         let known: Vec<EntryKey> = encoded.iter().filter_map(|key| key.as_ref().ok().cloned()).collect();
         let delivered = self.below(tier::Removal::Keys(&known)).await;
-        let is_queued = delivered == Delivered::Later;
-        let existed = match delivered {
-            Delivered::Now { existed, .. } => existed,
-            Delivered::Later => vec![false; known.len()],
+        let below = match delivered {
+            Delivered::Now(existed) => Some(existed),
+            Delivered::Later => None,
         };
-        let mut below = existed.into_iter();
+        let is_queued = below.is_none();
+        let mut below = below.into_iter().flatten();
         keys.iter()
             .zip(encoded)
             .map(|(key, encoded)| {
                 encoded?;
                 let in_l1 = holds(Rule::BottomUp) && self.remove_in_l1(space, key);
-                Ok(Removal { existed: below.next().unwrap_or(false) || in_l1, is_queued })
+                let below = below.next().is_some_and(|existed| existed > 0);
+                Ok(Removal { existed: in_l1 || below, is_queued })
             })
             .collect()
     }
 
     fn remove_in_l1(&self, space: &Space, key: &K) -> bool {
         self.counters.add(Count::Removal);
-        self.l1.remove(space, key, &self.counters)
+        self.l1.remove(space, key)
     }
 
     /// Carries a removal out in the tiers, the lowest first.
     async fn below(&self, removal: tier::Removal<'_>) -> Delivered {
-        let mut in_any: Vec<bool> = Vec::new();
-        let mut most = 0;
+        let mut existed = Vec::new();
         let mut is_queued = false;
         for tier in self.tiers.iter().rev() {
             match tier.remove(removal.clone()).await {
-                Delivered::Now { existed, count } => {
-                    most = most.max(count);
-                    in_any.resize(existed.len().max(in_any.len()), false);
-                    in_any.iter_mut().zip(existed).for_each(|(any, existed)| *any |= existed);
+                Delivered::Now(counts) if existed.is_empty() => existed = counts,
+                Delivered::Now(counts) => {
+                    for (there, count) in existed.iter_mut().zip(counts) {
+                        *there = (*there).max(count);
+                    }
                 }
                 Delivered::Later => is_queued = true,
             }
@@ -402,6 +403,6 @@ impl<K: Key, V: Value> Shared<K, V> {
             self.counters.add(Count::RemovalQueued);
             return Delivered::Later;
         }
-        Delivered::Now { existed: in_any, count: most }
+        Delivered::Now(existed)
     }
 }

@@ -72,21 +72,24 @@ impl Compression {
     )]
     /// Restores exactly `plain_bytes` bytes, which the caller has checked against its limits.
     pub(super) fn decompress(self, payload: &[u8], plain_bytes: usize) -> Result<Cow<'_, [u8]>, Refused> {
-        let plain: Option<Vec<u8>> = match self {
+        let plain: Result<Option<Vec<u8>>, Refused> = match self {
             Compression::None if payload.len() == plain_bytes => return Ok(Cow::Borrowed(payload)),
-            Compression::None => return Err(Refused::Length),
+            Compression::None => Err(Refused::Length),
             #[cfg(feature = "lz4")]
             Compression::Lz4 => {
                 let mut plain = vec![0; plain_bytes];
                 let written = lz4_flex::block::decompress_into(payload, &mut plain).ok();
-                written.is_some_and(|written| written == plain_bytes).then_some(plain)
+                Ok(written.map(|written| {
+                    plain.truncate(written);
+                    plain
+                }))
             }
             #[cfg(feature = "zstd")]
-            Compression::Zstd => zstandard::decompress(payload, plain_bytes),
+            Compression::Zstd => Ok(zstandard::decompress(payload, plain_bytes)),
             #[cfg(not(all(feature = "lz4", feature = "zstd")))]
-            _ => return Err(Refused::CompressionNotBuilt),
+            _ => Err(Refused::CompressionNotBuilt),
         };
-        plain.filter(|plain| plain.len() == plain_bytes).map(Cow::Owned).ok_or(Refused::Decompress)
+        plain?.filter(|plain| plain.len() == plain_bytes).map(Cow::Owned).ok_or(Refused::Decompress)
     }
 }
 

@@ -134,7 +134,7 @@ impl Default for EnvelopeOptions {
 /// let other = EntryKey::new(&Namespace::default(), "question")?;
 /// assert_eq!(envelope.open::<u64>(&other, &sealed), Err(Refused::Checksum));
 /// assert_eq!(envelope.open::<String>(&key, &sealed), Err(Refused::Type));
-/// # larder::Result::Ok(())
+/// # Ok::<(), larder::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Envelope {

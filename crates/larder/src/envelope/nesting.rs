@@ -24,28 +24,35 @@ pub(super) struct Limited<T> {
     inner: T,
     levels_left: usize,
     elements_max: usize,
+    /// Of an access: how many elements or pairs it may still give. A length that was claimed can't be
+    /// relied on: postcard doesn't tell one that its input could not hold.
+    elements_left: usize,
 }
 
 impl<T> Limited<T> {
     pub(super) fn new(inner: T, input_bytes: usize) -> Self {
-        Limited { inner, levels_left: NESTING_MAX, elements_max: input_bytes.max(EMPTY_ELEMENTS_MAX) }
+        let elements_max = input_bytes.max(EMPTY_ELEMENTS_MAX);
+        Limited { inner, levels_left: NESTING_MAX, elements_max, elements_left: elements_max }
     }
 
+    #[inline]
     fn with<U>(&self, inner: U) -> Limited<U> {
-        Limited { inner, levels_left: self.levels_left, elements_max: self.elements_max }
+        let Limited { levels_left, elements_max, .. } = *self;
+        Limited { inner, levels_left, elements_max, elements_left: elements_max }
     }
 
     /// `inner`, one level down.
+    #[inline]
     fn below<U, E: Error>(&self, inner: U) -> Result<Limited<U>, E> {
         let levels_left = self.levels_left.checked_sub(1).ok_or_else(|| E::custom("nested too deep"))?;
-        Ok(Limited { inner, levels_left, elements_max: self.elements_max })
+        Ok(Limited { levels_left, ..self.with(inner) })
     }
 
-    fn check_length<E: Error>(&self, size_hint: Option<usize>) -> Result<(), E> {
-        match size_hint {
-            Some(length) if length > self.elements_max => Err(E::custom("longer than its input")),
-            _ => Ok(()),
-        }
+    #[inline]
+    fn count_element<E: Error>(&mut self) -> Result<(), E> {
+        self.elements_left =
+            self.elements_left.checked_sub(1).ok_or_else(|| E::custom("longer than its input"))?;
+        Ok(())
     }
 }
 
@@ -170,13 +177,11 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Limited<V> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<V::Value, A::Error> {
-        self.check_length(seq.size_hint())?;
         let below = self.below(seq)?;
         self.inner.visit_seq(below)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V::Value, A::Error> {
-        self.check_length(map.size_hint())?;
         let below = self.below(map)?;
         self.inner.visit_map(below)
     }
@@ -203,7 +208,11 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Limited<A> {
     #[inline]
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, A::Error> {
         let seed = self.with(seed);
-        self.inner.next_element_seed(seed)
+        let element = self.inner.next_element_seed(seed)?;
+        if element.is_some() {
+            self.count_element()?;
+        }
+        Ok(element)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -217,7 +226,11 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Limited<A> {
     #[inline]
     fn next_key_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, A::Error> {
         let seed = self.with(seed);
-        self.inner.next_key_seed(seed)
+        let key = self.inner.next_key_seed(seed)?;
+        if key.is_some() {
+            self.count_element()?;
+        }
+        Ok(key)
     }
 
     #[inline]

@@ -20,7 +20,7 @@ pub const PATTERN_BYTES_MAX: usize = 1024;
 /// let pattern = Pattern::new("user:*:profile")?;
 /// assert!(pattern.matches("user:17:profile"));
 /// assert!(!pattern.matches("user:17:profile:old"));
-/// # larder::Result::Ok(())
+/// # Ok::<(), larder::Error>(())
 /// ```
 #[derive(Clone)]
 pub struct Pattern {

@@ -47,7 +47,7 @@ struct Start {
 
 impl Write for &mut Start {
     fn write_str(&mut self, part: &str) -> fmt::Result {
-        let fits = part.floor_char_boundary(self.room);
+        let fits = (0..=self.room.min(part.len())).rev().find(|&at| part.is_char_boundary(at)).unwrap_or(0);
         self.text.push_str(&part[..fits]);
         if fits < part.len() {
             return Err(fmt::Error);

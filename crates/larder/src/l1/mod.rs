@@ -4,23 +4,28 @@
 
 pub(crate) mod fence;
 mod resident;
+#[allow(unreachable_pub, reason = "larder-bench reaches it through `unstable-table`")]
+#[cfg_attr(
+    not(feature = "unstable-table"),
+    allow(dead_code, reason = "pins and limits that change come later")
+)]
+pub mod table;
 
-pub(crate) use resident::{Freshness, Resident};
+pub(crate) use resident::{Freshness, Now, Resident};
 
 use crate::backend::{Mark, Ticket};
-use crate::entry::{EntryKind, Tags};
-use crate::error::{Error, ErrorKind, Result};
+use crate::entry::{EntryKind, Meta, Tags};
 use crate::key::Namespace;
+use crate::options::EntryOptions;
 use crate::rules::{Rule, holds};
 use crate::stamp::Stamp;
 use crate::stats::{Count, Counters};
 use equivalent::Equivalent;
 use fence::Fences;
-use quick_cache::sync::Cache as Table;
-use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter};
 use std::borrow::Borrow;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use table::{Gone, Pin, Table, Terms};
 
 /// Why an entry left L1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,32 +51,32 @@ pub(crate) type OnEvict<K, V> = Arc<dyn Fn(&K, &V, EvictReason) + Send + Sync>;
 /// A key space inside one L1.
 #[derive(Debug)]
 pub(crate) struct Space {
-    pub(crate) id: u32,
+    pub(crate) id: u64,
     pub(crate) namespace: Namespace,
 }
 
 /// A key of a space.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Slot<K> {
-    pub(crate) space: u32,
+    pub(crate) space: u64,
     pub(crate) key: K,
 }
 
 struct Lookup<'a, Q: ?Sized> {
-    space: u32,
+    space: u64,
     key: &'a Q,
 }
 
 impl<K: Hash> Hash for Slot<K> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u32(self.space);
+        state.write_u64(self.space);
         self.key.hash(state);
     }
 }
 
 impl<Q: Hash + ?Sized> Hash for Lookup<'_, Q> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u32(self.space);
+        state.write_u64(self.space);
         self.key.hash(state);
     }
 }
@@ -90,22 +95,33 @@ pub(crate) struct Limits {
 }
 
 pub(crate) struct L1<K, V> {
-    table: Table<Slot<K>, Arc<Resident<V>>, Weigh, DefaultHashBuilder, CollectEvicted>,
+    table: Table<Slot<K>, Resident<V>>,
     fences: Fences,
-    hasher: DefaultHashBuilder,
     /// The least that an entry weighs: with limits on both entries and bytes, a share of the bytes that
     /// makes the entries' limit hold as well.
     weight_min: u64,
     on_evict: Option<OnEvict<K, V>>,
+    counters: Arc<Counters>,
 }
 
-/// What decides whether a value may enter L1.
-pub(crate) struct Entry {
-    pub(crate) kind: EntryKind,
-    pub(crate) stamp: Stamp,
-    pub(crate) tags: Tags,
+/// A value on its way into L1.
+pub(crate) struct Entry<V> {
+    /// `None`: an absence to remember.
+    pub(crate) value: Option<V>,
+    pub(crate) meta: Meta,
     /// `None`: take one once nobody else can write the key.
     pub(crate) ticket: Option<Ticket>,
+    pub(crate) weight: u64,
+    /// The position of the tier that it was copied from, from 1; 0: from none.
+    pub(crate) from_tier: u8,
+}
+
+/// A copy of an entry, for those who may have to serve it when it is stale.
+#[derive(Clone)]
+pub(crate) struct Seen<V> {
+    pub(crate) value: Option<V>,
+    pub(crate) meta: Meta,
+    pub(crate) from_tier: u8,
 }
 
 /// What became of a value on its way into L1.
@@ -116,23 +132,21 @@ pub(crate) enum Published {
     Older(Stamp),
 }
 
-impl<K: Hash + Eq + Clone, V> L1<K, V> {
-    pub(crate) fn new(limits: Limits, inc: u64, on_evict: Option<OnEvict<K, V>>) -> Result<Self> {
-        let capacity = limits.bytes_max.unwrap_or(limits.entries_max);
+impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
+    pub(crate) fn new(
+        limits: Limits,
+        inc: u64,
+        on_evict: Option<OnEvict<K, V>>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let table = Table::new(table::Limits {
+            weight_max: limits.bytes_max.unwrap_or(limits.entries_max),
+            entries_hint: usize::try_from(limits.entries_max).unwrap_or(usize::MAX),
+            shards: None,
+            seed: None,
+        });
         let weight_min = limits.bytes_max.map_or(1, |bytes| bytes.div_ceil(limits.entries_max).max(1));
-        let hasher = DefaultHashBuilder::default();
-        let options = OptionsBuilder::new()
-            .estimated_items_capacity(usize::try_from(limits.entries_max).unwrap_or(usize::MAX).min(1 << 24))
-            .weight_capacity(capacity)
-            .build()
-            .map_err(|error| Error::new(ErrorKind::Config, "build").source(error))?;
-        Ok(L1 {
-            table: Table::with_options(options, Weigh, hasher.clone(), CollectEvicted),
-            fences: Fences::new(inc),
-            hasher,
-            weight_min,
-            on_evict,
-        })
+        L1 { table, fences: Fences::new(inc), weight_min, on_evict, counters }
     }
 
     /// A ticket for a read, load or set that begins now.
@@ -140,130 +154,161 @@ impl<K: Hash + Eq + Clone, V> L1<K, V> {
         self.fences.ticket()
     }
 
-    /// Reads a valid entry.
+    /// Reads a valid entry. `read` runs under a lock: it looks, clones and returns.
     #[inline]
-    pub(crate) fn get<Q>(&self, space: &Space, key: &Q, counters: &Counters) -> Option<Arc<Resident<V>>>
+    pub(crate) fn get<Q, R>(&self, space: &Space, key: &Q, read: impl FnOnce(&Resident<V>) -> R) -> Option<R>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let resident = self.table.get(&Lookup { space: space.id, key })?;
         let marker_pos = self.fences.marker_pos();
-        if resident.checked.load(std::sync::atomic::Ordering::Relaxed) >= marker_pos {
-            return Some(resident);
+        let found = self.table.get(&Lookup { space: space.id, key }, |resident| {
+            if resident.checked() >= marker_pos || self.is_valid(space, resident, marker_pos) {
+                Ok(read(resident))
+            } else {
+                Err(resident.stamp)
+            }
+        });
+        match found? {
+            Ok(read) => Some(read),
+            Err(stamp) => {
+                self.evict(space, key, stamp, EvictReason::Invalidated);
+                None
+            }
         }
-        self.check(space, key, resident, marker_pos, counters)
     }
 
     /// The slow half of [`get`](Self::get): a marker moved since the entry was last found valid.
     #[cold]
-    fn check<Q>(
-        &self,
-        space: &Space,
-        key: &Q,
-        resident: Arc<Resident<V>>,
-        marker_pos: u64,
-        counters: &Counters,
-    ) -> Option<Arc<Resident<V>>>
+    fn is_valid(&self, space: &Space, resident: &Resident<V>, marker_pos: u64) -> bool {
+        // What was valid at `checked` has no older marker against it, so `checked` stands for where it was
+        // written.
+        let is_valid = self.fences.invalid(&space.namespace, resident.tags(), resident.checked()).is_none();
+        if is_valid {
+            resident.set_checked(marker_pos);
+        }
+        is_valid
+    }
+
+    /// A copy of a valid entry that is not physically expired.
+    pub(crate) fn seen<Q>(&self, space: &Space, key: &Q, now: Now) -> Option<Seen<V>>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        if self.fences.invalid(&space.namespace, &resident.meta.tags, resident.seen).is_none() {
-            resident.checked.fetch_max(marker_pos, std::sync::atomic::Ordering::Relaxed);
-            return Some(resident);
-        }
-        self.evict_exact(space, key, &resident, EvictReason::Invalidated, counters);
-        None
+        self.get(space, key, |resident| resident.seen(now)).filter(|seen| !seen.meta.is_gone(now.wall_ms))
     }
 
-    /// Reads a valid entry. Counts as no access and drops nothing.
-    pub(crate) fn peek(&self, space: &Space, key: &K) -> Option<Arc<Resident<V>>> {
-        let resident = self.table.peek(&Lookup { space: space.id, key })?;
-        self.fences
-            .invalid(&space.namespace, &resident.meta.tags, resident.seen)
-            .is_none()
-            .then_some(resident)
+    /// Serves an entry without another load until `retry_at_ms`, if it still is the one of `stamp`, valid
+    /// and not expired; returns whether it is.
+    pub(crate) fn throttle(&self, space: &Space, key: &K, stamp: Stamp, now: Now, retry_at_ms: u64) -> bool {
+        let _guard = self.fences.lock(self.table.hash(&Lookup { space: space.id, key }));
+        let throttled = self.peek(space, key, |resident| {
+            let is_same = resident.stamp == stamp && !resident.is_gone(now.mono_ms);
+            if is_same {
+                resident.throttle(retry_at_ms);
+            }
+            is_same
+        });
+        throttled.unwrap_or(false)
     }
 
-    /// Whether `resident` still is the entry of its key, and valid. If so, no ticket that was taken before knows
-    /// of a removal of it.
-    pub(crate) fn is_current(&self, space: &Space, key: &K, resident: &Arc<Resident<V>>) -> bool {
+    /// Looks at a valid entry. Counts as no access and drops nothing.
+    pub(crate) fn peek<R>(&self, space: &Space, key: &K, read: impl FnOnce(&Resident<V>) -> R) -> Option<R> {
+        let found = self.table.peek(&Lookup { space: space.id, key }, |resident| {
+            let is_valid =
+                self.fences.invalid(&space.namespace, resident.tags(), resident.checked()).is_none();
+            is_valid.then(|| read(resident))
+        });
+        found.flatten()
+    }
+
+    /// Whether the entry of `stamp` still is the one of its key, valid and not expired. If so, no ticket that was
+    /// taken before knows of a removal of it.
+    pub(crate) fn is_current(&self, space: &Space, key: &K, stamp: Stamp, now: Now) -> bool {
         // A removal counts first and deletes then: without the guard, its entry could be met in between.
-        let _guard = self.fences.lock(self.hash(space, key));
-        self.peek(space, key).is_some_and(|there| Arc::ptr_eq(&there, resident))
+        let _guard = self.fences.lock(self.table.hash(&Lookup { space: space.id, key }));
+        let is_it = |resident: &Resident<V>| resident.stamp == stamp && !resident.is_gone(now.mono_ms);
+        self.peek(space, key, is_it).unwrap_or(false)
     }
 
     /// Puts an entry, unless its ticket or stamp forbid it.
-    ///
-    /// `make` gets the position that the entry is valid from, and the least it weighs.
     pub(crate) fn publish(
         &self,
         space: &Space,
         key: &K,
-        entry: Entry,
-        wall_ms: u64,
-        counters: &Counters,
-        make: impl FnOnce(u64, u64) -> Resident<V>,
+        entry: Entry<V>,
+        options: &EntryOptions,
+        now: Now,
     ) -> Published {
-        let Entry { kind, stamp, tags, ticket } = entry;
+        let Entry { value, meta, ticket, weight, from_tier } = entry;
         let lookup = Lookup { space: space.id, key };
-        let mut evicted = Vec::new();
-        let guard = self.fences.lock(self.hash(space, key));
+        let guard = self.fences.lock(self.table.hash(&lookup));
         let ticket = ticket.unwrap_or_else(|| self.fences.ticket());
-        let present = self.table.peek(&lookup);
-        let meets_set = present.as_ref().filter(|there| {
-            there.is_set()
-                && !there.meta.stamp.is_distrusted(wall_ms)
-                && self.fences.invalid(&space.namespace, &there.meta.tags, there.seen).is_none()
+        let meets_set = self.table.peek(&lookup, |there| {
+            let is_ordered = there.kind == EntryKind::Set
+                && !there.stamp.is_distrusted(now.wall_ms)
+                && self.fences.invalid(&space.namespace, there.tags(), there.checked()).is_none();
+            is_ordered.then_some(there.stamp)
         });
-        let outcome = if let (EntryKind::Set, Some(there)) = (kind, meets_set)
-            && there.meta.stamp >= stamp
+        let meets_set = meets_set.flatten();
+        if let (EntryKind::Set, Some(later)) = (meta.kind, meets_set.filter(|&there| there >= meta.stamp))
             && holds(Rule::StampOrder)
         {
-            let later = there.meta.stamp;
-            self.table.remove(&lookup);
-            Published::Older(later)
-        } else if let Some(seen) = guard.admit(&space.namespace, ticket, kind, &tags, meets_set.is_some()) {
-            let resident = Arc::new(make(seen, self.weight_min));
-            let slot = Slot { space: space.id, key: key.clone() };
-            self.table.insert_with_lifecycle(slot, resident, &mut evicted);
-            Published::Stored
-        } else {
-            if kind == EntryKind::Set && holds(Rule::RefusedSetRemoves) {
-                guard.remove();
-                self.table.remove(&lookup);
+            let removed = self.table.remove(&lookup);
+            drop(guard);
+            self.report_one(removed, EvictReason::Replaced);
+            return Published::Older(later);
+        }
+        let seen = guard.admit(&space.namespace, ticket, meta.kind, &meta.tags, meets_set.is_some());
+        let Some(seen) = seen else {
+            if meta.kind == EntryKind::Load || !holds(Rule::RefusedSetRemoves) {
+                return Published::Fenced;
             }
-            Published::Fenced
+            guard.remove();
+            let removed = self.table.remove(&lookup);
+            drop(guard);
+            self.report_one(removed, EvictReason::Replaced);
+            return Published::Fenced;
         };
+        let resident = Resident::new(value, &meta, seen, options, now, from_tier);
+        let terms = Terms {
+            weight: weight.max(self.weight_min),
+            expires_at_ms: resident.expires_at_ms(),
+            pin: Pin::Evictable,
+        };
+        let slot = Slot { space: space.id, key: key.clone() };
+        let mut gone = Vec::new();
+        self.table
+            .insert(slot, resident, terms, &mut |slot, resident, reason| gone.push((slot, resident, reason)));
         drop(guard);
-        if let Some(replaced) = &present
-            && (outcome == Published::Stored || kind == EntryKind::Set)
-        {
-            self.report(key, replaced, EvictReason::Replaced, counters);
+        for (slot, resident, reason) in gone {
+            self.report(
+                &slot.key,
+                &resident,
+                match reason {
+                    Gone::Replaced => EvictReason::Replaced,
+                    Gone::Evicted => EvictReason::Size,
+                    Gone::TooHeavy => EvictReason::TooLarge,
+                },
+            );
         }
-        for (slot, resident) in evicted {
-            let reason = match slot.space == space.id && slot.key == *key {
-                false => EvictReason::Size,
-                // The table hands out what was replaced, too.
-                true if present.as_ref().is_some_and(|there| Arc::ptr_eq(there, &resident)) => continue,
-                true => EvictReason::TooLarge,
-            };
-            self.report(&slot.key, &resident, reason, counters);
-        }
-        outcome
+        Published::Stored
     }
 
-    /// Removes a key; returns whether a value was there.
-    pub(crate) fn remove(&self, space: &Space, key: &K, counters: &Counters) -> bool {
-        let guard = self.fences.lock(self.hash(space, key));
+    /// Removes a key; returns whether a valid value was there.
+    pub(crate) fn remove(&self, space: &Space, key: &K) -> bool {
+        let lookup = Lookup { space: space.id, key };
+        let guard = self.fences.lock(self.table.hash(&lookup));
         guard.remove();
-        let removed = self.table.remove(&Lookup { space: space.id, key });
+        let removed = self.table.remove(&lookup);
         drop(guard);
-        let Some((slot, resident)) = removed else { return false };
-        let was_valid = self.fences.invalid(&space.namespace, &resident.meta.tags, resident.seen).is_none();
-        self.report(&slot.key, &resident, EvictReason::Removed, counters);
-        was_valid && resident.value.is_some()
+        let was_there = removed.as_ref().is_some_and(|(_, resident)| {
+            resident.value.is_some()
+                && self.fences.invalid(&space.namespace, resident.tags(), resident.checked()).is_none()
+        });
+        self.report_one(removed, EvictReason::Removed);
+        was_there
     }
 
     pub(crate) fn mark(&self, space: &Space, mark: &Mark) {
@@ -271,78 +316,60 @@ impl<K: Hash + Eq + Clone, V> L1<K, V> {
     }
 
     /// Removes every key that `matches`, and refuses writes of the space that have begun.
-    pub(crate) fn remove_matching(
-        &self,
-        space: &Space,
-        counters: &Counters,
-        mut matches: impl FnMut(&K) -> bool,
-    ) -> u64 {
+    pub(crate) fn remove_matching(&self, space: &Space, mut matches: impl FnMut(&K) -> bool) -> u64 {
         self.fences.raise_floor(&space.namespace);
-        let keys: Vec<_> = self
-            .table
-            .iter()
-            .filter(|(slot, _)| slot.space == space.id && matches(&slot.key))
-            .map(|(slot, _)| slot.key)
-            .collect();
-        keys.iter().filter(|key| self.remove(space, key, counters)).count() as u64
+        let mut removed = 0;
+        self.scan(
+            |slot, _| (slot.space == space.id).then(|| slot.key.clone()),
+            |key| {
+                if matches(&key) && self.remove(space, &key) {
+                    removed += 1;
+                }
+            },
+        );
+        removed
     }
 
-    /// Drops an entry if it still is this one.
-    pub(crate) fn evict_exact<Q>(
-        &self,
-        space: &Space,
-        key: &Q,
-        resident: &Arc<Resident<V>>,
-        reason: EvictReason,
-        counters: &Counters,
-    ) where
+    /// Drops an entry if it still is the one of `stamp`.
+    pub(crate) fn evict<Q>(&self, space: &Space, key: &Q, stamp: Stamp, reason: EvictReason)
+    where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let lookup = Lookup { space: space.id, key };
-        if let Some((slot, resident)) = self.table.remove_if(&lookup, |there| Arc::ptr_eq(there, resident)) {
-            self.report(&slot.key, &resident, reason, counters);
-        }
+        let removed = self.table.remove_if(&Lookup { space: space.id, key }, |there| there.stamp == stamp);
+        self.report_one(removed, reason);
     }
 
-    /// Drops what is expired or invalidated.
-    pub(crate) fn sweep(&self, now_ms: u64, spaces: &[Arc<Space>], counters: &Counters) -> u64 {
-        let mut swept = 0;
-        for (slot, resident) in self.table.iter() {
-            let Some(space) = spaces.iter().find(|space| space.id == slot.space) else { continue };
-            let reason = if resident.is_gone(now_ms) {
-                EvictReason::Expired
-            } else if self.fences.invalid(&space.namespace, &resident.meta.tags, resident.seen).is_some() {
-                EvictReason::Invalidated
-            } else {
-                continue;
-            };
-            self.evict_exact(space, &slot.key, &resident, reason, counters);
-            swept += 1;
-        }
-        swept
+    /// Drops what is past its physical expiry, in at most `steps` steps; returns how many entries that were.
+    /// What was invalidated goes when it is read or evicted.
+    pub(crate) fn expire(&self, now_ms: u64, steps: usize) -> u64 {
+        let mut expired = 0;
+        self.table.expire(now_ms, steps, &mut |slot: Slot<K>, resident| {
+            expired += 1;
+            self.report(&slot.key, &resident, EvictReason::Expired);
+        });
+        expired
     }
 
-    /// Valid entries of a space.
-    pub(crate) fn list(&self, space: &Space, now_ms: u64) -> Vec<(K, Arc<Resident<V>>)> {
-        self.table
-            .iter()
-            .filter(|(slot, resident)| {
-                slot.space == space.id
-                    && !resident.is_gone(now_ms)
-                    && self.fences.invalid(&space.namespace, &resident.meta.tags, resident.seen).is_none()
-            })
-            .map(|(slot, resident)| (slot.key, resident))
-            .collect()
+    /// Copies of the valid entries of a space, with their weights in bytes unknown to it.
+    pub(crate) fn list(&self, space: &Space, now: Now, mut each: impl FnMut(K, Seen<V>)) {
+        let copy = |slot: &Slot<K>, resident: &Resident<V>| {
+            let is_listed = slot.space == space.id
+                && !resident.is_gone(now.mono_ms)
+                && self.fences.invalid(&space.namespace, resident.tags(), resident.checked()).is_none();
+            is_listed.then(|| (slot.key.clone(), resident.seen(now)))
+        };
+        self.scan(copy, |(key, seen)| each(key, seen));
     }
 
     /// Whether a removal or set that a reader must see came after `ticket`, apart from tags.
     pub(crate) fn moved(&self, space: &Space, key: &K, ticket: Ticket) -> bool {
-        self.fences.moved(&space.namespace, self.hash(space, key), ticket)
+        self.fences.moved(&space.namespace, self.table.hash(&Lookup { space: space.id, key }), ticket)
     }
 
-    pub(crate) fn fences(&self) -> &Fences {
-        &self.fences
+    /// Whether one of the tags was removed after `ticket`.
+    pub(crate) fn tags_moved(&self, space: &Space, tags: &Tags, ticket: Ticket) -> bool {
+        self.fences.tags_moved(&space.namespace, tags, ticket)
     }
 
     pub(crate) fn len(&self) -> u64 {
@@ -354,15 +381,28 @@ impl<K: Hash + Eq + Clone, V> L1<K, V> {
     }
 
     pub(crate) fn weight_max(&self) -> u64 {
-        self.table.capacity()
+        self.table.weight_max()
     }
 
-    fn hash<Q: Hash + ?Sized>(&self, space: &Space, key: &Q) -> u64 {
-        self.hasher.hash_one(Lookup { space: space.id, key })
+    /// Walks the table a few hundred entries at a time: `pick` under a lock, `then` outside of it.
+    fn scan<T>(&self, pick: impl Fn(&Slot<K>, &Resident<V>) -> Option<T>, mut then: impl FnMut(T)) {
+        let mut next = Some(0);
+        while let Some(cursor) = next {
+            let mut picked = Vec::new();
+            next =
+                self.table.scan(cursor, SCAN_AT_ONCE, |slot, resident| picked.extend(pick(slot, resident)));
+            picked.into_iter().for_each(&mut then);
+        }
     }
 
-    fn report(&self, key: &K, resident: &Resident<V>, reason: EvictReason, counters: &Counters) {
-        counters.add(match reason {
+    fn report_one(&self, removed: Option<(Slot<K>, Resident<V>)>, reason: EvictReason) {
+        if let Some((slot, resident)) = removed {
+            self.report(&slot.key, &resident, reason);
+        }
+    }
+
+    fn report(&self, key: &K, resident: &Resident<V>, reason: EvictReason) {
+        self.counters.add(match reason {
             EvictReason::Size => Count::EvictedSize,
             EvictReason::Expired => Count::EvictedExpired,
             EvictReason::Replaced => Count::EvictedReplaced,
@@ -379,26 +419,11 @@ impl<K: Hash + Eq + Clone, V> L1<K, V> {
     }
 }
 
-#[derive(Clone)]
-struct Weigh;
+/// Entries that a scan looks at in one hold of a lock.
+const SCAN_AT_ONCE: usize = 256;
 
-impl<K, V> Weighter<Slot<K>, Arc<Resident<V>>> for Weigh {
-    fn weight(&self, _: &Slot<K>, resident: &Arc<Resident<V>>) -> u64 {
-        resident.weight
+impl<V: Clone> Resident<V> {
+    pub(crate) fn seen(&self, now: Now) -> Seen<V> {
+        Seen { value: self.value.clone(), meta: self.meta(now), from_tier: self.from_tier }
     }
 }
-
-#[derive(Clone)]
-struct CollectEvicted;
-
-impl<K, V> Lifecycle<Slot<K>, Arc<Resident<V>>> for CollectEvicted {
-    type RequestState = Vec<(Slot<K>, Arc<Resident<V>>)>;
-
-    fn on_evict(&self, evicted: &mut Self::RequestState, slot: Slot<K>, resident: Arc<Resident<V>>) {
-        evicted.push((slot, resident));
-    }
-}
-
-#[allow(unreachable_pub, reason = "larder-bench reaches it through `unstable-table`")]
-#[cfg_attr(not(feature = "unstable-table"), allow(dead_code, reason = "until the cache stands on it"))]
-pub mod table;

@@ -1,25 +1,36 @@
 //! An entry in L1: the value, its times on the monotonic clock, and what a hit records.
 
 use crate::clock::NEVER_MS;
-use crate::entry::{EntryKind, Meta};
+use crate::entry::{EntryKind, Meta, Tags};
 use crate::options::EntryOptions;
+use crate::stamp::Stamp;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// A value in L1. Times are monotonic milliseconds, so that no jump of the wall clock moves them.
 ///
-/// The atomics are not shuttle's: none of them decides whether an entry is valid, except `checked`, which
-/// only ever holds a position that its entry was found valid at.
-#[derive(Debug)]
+/// Most entries have a TTL and nothing else; what a few need is boxed, so that the others cost 56 bytes
+/// beside their value. The atomics are not shuttle's: none of them decides whether an entry is valid,
+/// except `checked`, which only ever holds a position that its entry was found valid at.
 pub(crate) struct Resident<V> {
     /// `None`: a remembered absence.
     pub(crate) value: Option<V>,
-    pub(crate) meta: Meta,
-    /// The position it is valid from.
-    pub(crate) seen: u64,
-    /// The position up to which it was found valid.
-    pub(crate) checked: AtomicU64,
-    /// Before this moment a hit has nothing to decide.
+    /// Before this moment a hit has nothing to decide. Without details, the end of freshness and the end
+    /// of the entry.
     plain_until: AtomicU64,
+    /// The position up to which it was found valid: where it was written, or a later marker's.
+    checked: AtomicU64,
+    pub(crate) stamp: Stamp,
+    /// When last read, in units of 1.024 s of the monotonic clock.
+    accessed: AtomicU32,
+    accesses: AtomicU32,
+    pub(crate) kind: EntryKind,
+    /// Which tier it came from: 0 for a load or set of this process, else the tier's position from 1.
+    pub(crate) from_tier: u8,
+    details: Option<Box<Details>>,
+}
+
+/// What only some entries have.
+struct Details {
     fresh_until: AtomicU64,
     /// Lengths after `fresh_until`.
     revalidate_ms: u64,
@@ -27,14 +38,10 @@ pub(crate) struct Resident<V> {
     /// TTL when written; what a sliding hit starts again.
     ttl_ms: u64,
     is_sliding: bool,
+    load_ms: u32,
     /// After a failed load: no new one before this moment.
     retry_at: AtomicU64,
-    /// When last read, in units of 1.024 s of the monotonic clock.
-    accessed: AtomicU32,
-    accesses: AtomicU32,
-    /// Which tier it came from: 0 for a load or set of this process, else the tier's position from 1.
-    pub(crate) from_tier: u8,
-    pub(crate) weight: u64,
+    tags: Tags,
 }
 
 /// What a read may do with an entry.
@@ -53,26 +60,34 @@ pub(crate) enum Freshness {
     Gone,
 }
 
+/// One moment on both clocks, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Now {
+    pub(crate) wall_ms: u64,
+    pub(crate) mono_ms: u64,
+}
+
 /// Up to this count accesses are exact; above, ever fewer are counted, each for more.
 const EXACT_ACCESSES: u32 = 256;
+/// `-ln(u)` exceeds this with a probability of 1e-14: before, no early refresh is drawn.
+const XFETCH_REACH: f64 = 32.0;
 
 impl<V> Resident<V> {
-    /// `wall_ms` and `mono_ms` are one moment, now.
+    /// `checked`: the position it is valid from.
     pub(crate) fn new(
         value: Option<V>,
-        meta: Meta,
-        seen: u64,
+        meta: &Meta,
+        checked: u64,
         options: &EntryOptions,
-        (wall_ms, mono_ms): (u64, u64),
-        weight: u64,
+        now: Now,
         from_tier: u8,
     ) -> Self {
         // An entry is never kept longer than it was meant to live, however far the wall clock went back.
         let monotonic = |until_ms: u64| {
-            let left_ms = until_ms.saturating_sub(wall_ms).min(until_ms.saturating_sub(meta.created_ms));
+            let left_ms = until_ms.saturating_sub(now.wall_ms).min(until_ms.saturating_sub(meta.created_ms));
             match until_ms {
                 NEVER_MS => NEVER_MS,
-                _ => mono_ms.saturating_add(left_ms).saturating_sub(wall_ms.saturating_sub(until_ms)),
+                _ => now.mono_ms.saturating_add(left_ms).saturating_sub(now.wall_ms.saturating_sub(until_ms)),
             }
         };
         let ttl_ms = meta.fresh_until_ms.saturating_sub(meta.created_ms);
@@ -82,34 +97,33 @@ impl<V> Resident<V> {
             NEVER_MS => NEVER_MS,
             until => until.saturating_sub(fresh_until),
         };
-        let mut plain_until = fresh_until;
-        if let Some(share) = options.refresh_after {
-            plain_until = plain_until.min(threshold(fresh_until, ttl_ms, share));
-        }
-        if let Some(beta) = options.early_refresh_beta {
-            // -ln(u) exceeds 32 with a probability of 1e-14.
-            let earliest = (f64::from(meta.load_ms) * beta * 32.0).ceil() as u64;
-            plain_until = plain_until.min(fresh_until.saturating_sub(earliest));
-        }
-        if options.is_sliding {
-            plain_until = 0;
-        }
+        let has_details = !meta.tags.is_empty()
+            || meta.gone_at_ms != meta.fresh_until_ms
+            || options.is_sliding
+            || options.refresh_after.is_some()
+            || options.early_refresh_beta.is_some();
+        let details = has_details.then(|| {
+            Box::new(Details {
+                fresh_until: AtomicU64::new(fresh_until),
+                revalidate_ms: after_fresh(meta.revalidate_until_ms),
+                gone_ms: after_fresh(meta.gone_at_ms),
+                ttl_ms,
+                is_sliding: options.is_sliding,
+                load_ms: meta.load_ms,
+                retry_at: AtomicU64::new(0),
+                tags: meta.tags.clone(),
+            })
+        });
         Resident {
-            revalidate_ms: after_fresh(meta.revalidate_until_ms),
-            gone_ms: after_fresh(meta.gone_at_ms),
             value,
-            meta,
-            seen,
-            checked: AtomicU64::new(seen),
-            plain_until: AtomicU64::new(plain_until),
-            fresh_until: AtomicU64::new(fresh_until),
-            ttl_ms,
-            is_sliding: options.is_sliding,
-            retry_at: AtomicU64::new(0),
-            accessed: AtomicU32::new((mono_ms >> 10) as u32),
+            plain_until: AtomicU64::new(plain_until(fresh_until, ttl_ms, meta.load_ms, options)),
+            checked: AtomicU64::new(checked),
+            stamp: meta.stamp,
+            accessed: AtomicU32::new((now.mono_ms >> 10) as u32),
             accesses: AtomicU32::new(0),
+            kind: meta.kind,
             from_tier,
-            weight,
+            details,
         }
     }
 
@@ -119,31 +133,42 @@ impl<V> Resident<V> {
         now_ms < self.plain_until.load(Relaxed)
     }
 
+    /// The position up to which it was found valid.
+    #[inline]
+    pub(crate) fn checked(&self) -> u64 {
+        self.checked.load(Relaxed)
+    }
+
+    /// Remembers that it was found valid at a later position.
+    pub(crate) fn set_checked(&self, pos: u64) {
+        self.checked.fetch_max(pos, Relaxed);
+    }
+
+    pub(crate) fn tags(&self) -> &Tags {
+        const NONE: &Tags = &Tags::NONE;
+        self.details.as_ref().map_or(NONE, |details| &details.tags)
+    }
+
     /// What may be done with it at `now_ms`. A sliding entry that is fresh starts its TTL again.
     pub(crate) fn freshness(&self, now_ms: u64, options: &EntryOptions) -> Freshness {
-        let fresh_until = self.fresh_until.load(Relaxed);
+        let Some(details) = &self.details else {
+            return if self.is_plain(now_ms) { Freshness::Fresh } else { Freshness::Gone };
+        };
+        let fresh_until = details.fresh_until.load(Relaxed);
+        let may_load = now_ms >= details.retry_at.load(Relaxed);
         if now_ms < fresh_until {
-            if self.is_sliding {
-                self.fresh_until.store(now_ms.saturating_add(self.ttl_ms), Relaxed);
+            if details.is_sliding {
+                details.fresh_until.store(now_ms.saturating_add(details.ttl_ms), Relaxed);
                 return Freshness::Fresh;
             }
-            let is_due = options
-                .refresh_after
-                .is_some_and(|share| now_ms >= threshold(fresh_until, self.ttl_ms, share))
-                || options.early_refresh_beta.is_some_and(|beta| {
-                    let early_ms = f64::from(self.meta.load_ms) * beta * -(1.0 - fastrand::f64()).ln();
-                    now_ms as f64 + early_ms >= fresh_until as f64
-                });
-            return match is_due && now_ms >= self.retry_at.load(Relaxed) {
-                true => Freshness::RefreshDue,
-                false => Freshness::Fresh,
-            };
+            let is_due = may_load && details.refresh_is_due(now_ms, fresh_until, options);
+            return if is_due { Freshness::RefreshDue } else { Freshness::Fresh };
         }
-        if now_ms >= fresh_until.saturating_add(self.gone_ms) {
+        if now_ms >= fresh_until.saturating_add(details.gone_ms) {
             Freshness::Gone
-        } else if now_ms < self.retry_at.load(Relaxed) {
+        } else if !may_load {
             Freshness::Throttled
-        } else if now_ms < fresh_until.saturating_add(self.revalidate_ms) {
+        } else if now_ms < fresh_until.saturating_add(details.revalidate_ms) {
             Freshness::Revalidate
         } else {
             Freshness::OnError
@@ -152,28 +177,53 @@ impl<V> Resident<V> {
 
     /// Serves it without another load until `retry_at_ms`, because the last load failed.
     pub(crate) fn throttle(&self, retry_at_ms: u64) {
-        self.retry_at.fetch_max(retry_at_ms, Relaxed);
+        if let Some(details) = &self.details {
+            details.retry_at.fetch_max(retry_at_ms, Relaxed);
+        }
     }
 
     /// How long it stays fresh; `None` is for ever.
     pub(crate) fn fresh_ms_left(&self, now_ms: u64) -> Option<u64> {
-        match self.fresh_until.load(Relaxed) {
-            NEVER_MS => None,
-            until => Some(until.saturating_sub(now_ms)),
-        }
+        left(self.fresh_until(), now_ms)
     }
 
     /// How long until it is physically gone; `None` is never.
     pub(crate) fn gone_ms_left(&self, now_ms: u64) -> Option<u64> {
-        match self.fresh_until.load(Relaxed).saturating_add(self.gone_ms) {
-            NEVER_MS => None,
-            at => Some(at.saturating_sub(now_ms)),
-        }
+        left(self.gone_at(), now_ms)
     }
 
     pub(crate) fn is_gone(&self, now_ms: u64) -> bool {
-        let fresh_until = self.fresh_until.load(Relaxed);
-        now_ms >= fresh_until.saturating_add(self.gone_ms)
+        self.gone_ms_left(now_ms) == Some(0)
+    }
+
+    /// When it is gone for certain: a sliding entry has no such moment.
+    pub(crate) fn expires_at_ms(&self) -> u64 {
+        match &self.details {
+            Some(details) if details.is_sliding => NEVER_MS,
+            _ => self.gone_at(),
+        }
+    }
+
+    /// Its metadata as a tier would keep it.
+    pub(crate) fn meta(&self, now: Now) -> Meta {
+        let on_wall = |at_ms: u64| match at_ms {
+            NEVER_MS => NEVER_MS,
+            _ => (now.wall_ms.saturating_add(at_ms)).saturating_sub(now.mono_ms),
+        };
+        let fresh_until = self.fresh_until();
+        let details = self.details.as_ref();
+        let revalidate_ms = details.map_or(0, |details| details.revalidate_ms);
+        Meta {
+            kind: self.kind,
+            stamp: self.stamp,
+            created_ms: self.stamp.wall_ms(),
+            fresh_until_ms: on_wall(fresh_until),
+            revalidate_until_ms: on_wall(fresh_until.saturating_add(revalidate_ms)),
+            gone_at_ms: on_wall(self.gone_at()),
+            load_ms: details.map_or(0, |details| details.load_ms),
+            is_negative: self.value.is_none(),
+            tags: self.tags().clone(),
+        }
     }
 
     /// Records an access. Hot entries are rarely written: their count grows in larger steps that are taken
@@ -188,9 +238,9 @@ impl<V> Resident<V> {
         if count < EXACT_ACCESSES {
             self.accesses.store(count + 1, Relaxed);
         } else {
-            let step = 1 << (count / EXACT_ACCESSES).ilog2().min(16);
-            if fastrand::u32(..) & (step * 2 - 1) == 0 {
-                self.accesses.store(count.saturating_add(step * 2), Relaxed);
+            let step = 2 << (count / EXACT_ACCESSES).ilog2().min(16);
+            if fastrand::u32(..) & (step - 1) == 0 {
+                self.accesses.store(count.saturating_add(step), Relaxed);
             }
         }
     }
@@ -205,20 +255,61 @@ impl<V> Resident<V> {
         now_ms.saturating_sub(u64::from(self.accessed.load(Relaxed)) << 10)
     }
 
-    pub(crate) fn is_set(&self) -> bool {
-        self.meta.kind == EntryKind::Set
+    fn fresh_until(&self) -> u64 {
+        match &self.details {
+            Some(details) => details.fresh_until.load(Relaxed),
+            None => self.plain_until.load(Relaxed),
+        }
+    }
+
+    fn gone_at(&self) -> u64 {
+        self.fresh_until().saturating_add(self.details.as_ref().map_or(0, |details| details.gone_ms))
     }
 }
 
+impl Details {
+    fn refresh_is_due(&self, now_ms: u64, fresh_until: u64, options: &EntryOptions) -> bool {
+        let is_old = |share| now_ms >= threshold(fresh_until, self.ttl_ms, share);
+        let is_drawn = |beta: f64| {
+            let early_ms = f64::from(self.load_ms) * beta * -(1.0 - fastrand::f64()).ln();
+            now_ms as f64 + early_ms >= fresh_until as f64
+        };
+        options.refresh_after.is_some_and(is_old) || options.early_refresh_beta.is_some_and(is_drawn)
+    }
+}
+
+fn plain_until(fresh_until: u64, ttl_ms: u64, load_ms: u32, options: &EntryOptions) -> u64 {
+    if options.is_sliding {
+        return 0;
+    }
+    let mut until = fresh_until;
+    if let Some(share) = options.refresh_after {
+        until = until.min(threshold(fresh_until, ttl_ms, share));
+    }
+    if let Some(beta) = options.early_refresh_beta {
+        until =
+            until.min(fresh_until.saturating_sub((f64::from(load_ms) * beta * XFETCH_REACH).ceil() as u64));
+    }
+    until
+}
+
+/// When `share` of the TTL is gone.
 fn threshold(fresh_until_ms: u64, ttl_ms: u64, share: f64) -> u64 {
     fresh_until_ms.saturating_sub(ttl_ms.saturating_sub((ttl_ms as f64 * share).round() as u64))
+}
+
+fn left(at_ms: u64, now_ms: u64) -> Option<u64> {
+    (at_ms != NEVER_MS).then(|| at_ms.saturating_sub(now_ms))
 }
 
 #[cfg(all(test, not(larder_shuttle)))]
 mod tests {
     use super::*;
-    use crate::entry::Tags;
-    use crate::stamp::Stamp;
+
+    #[test]
+    fn an_entry_with_nothing_but_a_ttl_costs_56_bytes_and_its_value() {
+        assert_eq!(size_of::<Resident<std::num::NonZeroU64>>(), 56 + 8);
+    }
 
     #[test]
     fn a_process_that_is_younger_than_the_entry_keeps_it_no_longer() {
@@ -226,21 +317,42 @@ mod tests {
         let wall_ms = 100 * hour;
         // Fresh until an hour ago, to be served on errors for one minute more.
         let meta = Meta {
-            kind: EntryKind::Load,
-            stamp: Stamp::MIN,
             created_ms: wall_ms - 2 * hour,
             fresh_until_ms: wall_ms - hour,
             revalidate_until_ms: wall_ms - hour,
             gone_at_ms: wall_ms + 60_000,
-            load_ms: 0,
-            is_negative: false,
-            tags: Tags::NONE,
+            ..meta()
         };
         for mono_ms in [5_000, 10 * hour] {
             let resident =
-                Resident::new(Some(()), meta.clone(), 1, &EntryOptions::default(), (wall_ms, mono_ms), 1, 1);
+                Resident::new(Some(()), &meta, 1, &EntryOptions::default(), Now { wall_ms, mono_ms }, 1);
             assert!(!resident.is_gone(mono_ms + 59_999), "{mono_ms}");
             assert!(resident.is_gone(mono_ms + 60_000), "{mono_ms}");
+        }
+    }
+
+    #[test]
+    fn accesses_are_exact_at_first_and_then_about_right() {
+        let now = Now { wall_ms: 0, mono_ms: 1 };
+        let resident = Resident::new(Some(()), &meta(), 1, &EntryOptions::default(), now, 0);
+        (0..256).for_each(|_| resident.touch(1));
+        assert_eq!(resident.accesses(), 256);
+        (256..1_000_000).for_each(|_| resident.touch(1));
+        let estimate = resident.accesses();
+        assert!((700_000..1_300_000).contains(&estimate), "{estimate}");
+    }
+
+    fn meta() -> Meta {
+        Meta {
+            kind: EntryKind::Set,
+            stamp: Stamp::MIN,
+            created_ms: 0,
+            fresh_until_ms: NEVER_MS,
+            revalidate_until_ms: NEVER_MS,
+            gone_at_ms: NEVER_MS,
+            load_ms: 0,
+            is_negative: false,
+            tags: Tags::NONE,
         }
     }
 }

@@ -82,7 +82,7 @@ async fn any_key(b: &Bench<'_>) -> Verdict {
 }
 
 async fn any_value(b: &Bench<'_>) -> Verdict {
-    let large: Vec<u8> = (0..(1 << 20) + 7).map(|i| (i * 31 >> 3) as u8).collect();
+    let large: Vec<u8> = (0..(1 << 20) + 7).map(|i| ((i * 31) >> 3) as u8).collect();
     for value in [Vec::new(), vec![0], (0..=255).collect(), vec![0xff; 5000], large] {
         let key = b.key("k")?;
         let mut put = set(&key, "", b.ticket(&key).await?, b.stamp());

@@ -244,6 +244,7 @@ fn gone_at(mut put: Put, gone_at_ms: u64) -> Put {
     put
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "most are made for the comparison")]
 fn same<T: PartialEq + Debug>(what: &str, got: T, expected: T) -> Verdict {
     if got == expected {
         return Ok(());

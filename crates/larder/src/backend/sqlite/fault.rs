@@ -22,8 +22,10 @@ pub(super) fn kind(error: &rusqlite::Error) -> ErrorKind {
     use rusqlite::Error as E;
     let failure = match error {
         E::SqliteFailure(failure, _) => failure,
-        // A column of another type, a missing row: SQLite can read the page, but larder didn't write it.
-        E::FromSqlConversionFailure(..)
+        // A column of another type, a missing row or table: SQLite can read the page, but larder didn't write
+        // it. Larder's own statements are constants, and fit the schema that it made.
+        E::SqlInputError { .. }
+        | E::FromSqlConversionFailure(..)
         | E::IntegralValueOutOfRange(..)
         | E::Utf8Error(..)
         | E::InvalidColumnType(..)
@@ -32,6 +34,8 @@ pub(super) fn kind(error: &rusqlite::Error) -> ErrorKind {
     };
     match failure.code {
         ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => ErrorKind::Corrupt,
+        // No write of larder's violates a constraint of a sound file.
+        ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch => ErrorKind::Corrupt,
         ErrorCode::DiskFull => ErrorKind::Full,
         ErrorCode::ReadOnly => ErrorKind::ReadOnly,
         ErrorCode::PermissionDenied | ErrorCode::AuthorizationForStatementDenied => ErrorKind::Authentication,
@@ -61,7 +65,10 @@ pub(super) fn io_error(operation: &'static str, path: &Path, error: io::Error) -
         Io::PermissionDenied => ErrorKind::Authentication,
         Io::ReadOnlyFilesystem => ErrorKind::ReadOnly,
         Io::StorageFull | Io::QuotaExceeded => ErrorKind::Full,
-        Io::NotADirectory | Io::IsADirectory | Io::InvalidFilename | Io::InvalidInput => ErrorKind::Config,
+        // A file where a folder should be.
+        Io::AlreadyExists | Io::NotADirectory | Io::IsADirectory | Io::InvalidFilename | Io::InvalidInput => {
+            ErrorKind::Config
+        }
         _ => ErrorKind::Unavailable,
     };
     Error::new(kind, operation).backend(NAME).message(path.display().to_string()).source(error)

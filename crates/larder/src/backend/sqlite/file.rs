@@ -14,6 +14,7 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use rusqlite::{Connection, OpenFlags};
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -40,6 +41,15 @@ pub struct Incident {
     pub reason: String,
     /// Where the old file went; `None` when it stayed.
     pub moved_to: Option<PathBuf>,
+}
+
+impl fmt::Display for Incident {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.moved_to {
+            Some(path) => write!(f, "{}; set aside as {}, begun anew", self.reason, path.display()),
+            None => f.write_str(&self.reason),
+        }
+    }
 }
 
 /// Device and inode, where the system has them.
@@ -120,9 +130,11 @@ impl DataFile {
     /// Moves the file of `conn` away because SQLite found it damaged, unless somebody did so before.
     pub(super) fn abandon(&self, conn: Conn, reason: &rusqlite::Error) -> Result<()> {
         let _lock = self.lock()?;
-        let is_current = self.is_current(&conn);
-        if is_current { self.set_aside("corrupt", &reason.to_string()) } else { Ok(()) }
-        // `conn` drops after the move: SQLite sees that its file has moved, and leaves the new WAL alone.
+        let result =
+            if self.is_current(&conn) { self.set_aside("corrupt", &reason.to_string()) } else { Ok(()) };
+        // After the move: SQLite sees that its file has moved, and leaves the new WAL alone.
+        drop(conn);
+        result
     }
 
     /// Closes a connection under the lock: the last one deletes the WAL by name, which must not meet a

@@ -28,6 +28,7 @@ use file::DataFile;
 use queue::Queue;
 use reader::{Reader, Request, ScanOwned, ask};
 use reclaim::{Limits, Progress, Visited};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,7 +45,8 @@ const GET_MANY_CHUNK: usize = 256;
 const SEALED_BYTES_MAX: usize = 512 << 20;
 
 /// What an acknowledged write survives.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Durability {
     /// A power loss: each commit is synced before it is acknowledged. The default, because "durable" must
     /// not need a footnote; group commit makes it cheap for all but a lone writer.
@@ -65,26 +67,46 @@ impl Durability {
 }
 
 /// The settings of a [`SqliteBackend`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SqliteOptions {
     /// The database file. Its folder is made if it is missing, for the owner only.
     pub path: PathBuf,
     /// What an acknowledged write survives. [`Durability::Power`] by default.
+    #[serde(default)]
     pub durability: Durability,
     /// Where the time comes from. The system by default.
+    #[serde(skip)]
     pub clock: Clock,
     /// Most entries; `None`, the default, is unlimited.
+    #[serde(default)]
     pub entries_max: Option<u64>,
     /// Most bytes of keys, tags and envelopes with 96 for each row; the file is up to a third larger, and
     /// doesn't shrink when entries go. `None`, the default, is unlimited.
+    #[serde(default)]
     pub bytes_max: Option<u64>,
     /// Threads that read, 1 to 64. 2 by default: one slow read then stops nobody.
+    #[serde(default = "readers")]
     pub readers: usize,
     /// Longest wait for another process's lock, and for a place in the queue. 5 seconds by default.
+    #[serde(default = "busy_timeout", with = "crate::options::seconds")]
     pub busy_timeout: Duration,
     /// Most tag markers kept; beyond, the older half is dropped and what was written before them is
     /// invalid. 65,536 by default, about 4 MiB.
+    #[serde(default = "markers_max")]
     pub markers_max: u64,
+}
+
+fn readers() -> usize {
+    2
+}
+
+fn busy_timeout() -> Duration {
+    Duration::from_secs(5)
+}
+
+fn markers_max() -> u64 {
+    65_536
 }
 
 impl SqliteOptions {
@@ -96,9 +118,9 @@ impl SqliteOptions {
             clock: Clock::system(),
             entries_max: None,
             bytes_max: None,
-            readers: 2,
-            busy_timeout: Duration::from_secs(5),
-            markers_max: 65_536,
+            readers: readers(),
+            busy_timeout: busy_timeout(),
+            markers_max: markers_max(),
         }
     }
 
@@ -365,6 +387,10 @@ impl Backend for SqliteBackend {
     }
 
     /// Waits for the end of what is queued, moves the log into the file and marks it clean.
+    fn notes(&self) -> Vec<String> {
+        self.incidents().iter().map(ToString::to_string).collect()
+    }
+
     async fn close(&self) -> Result<()> {
         self.reads.close();
         self.writes.close();
@@ -379,6 +405,7 @@ impl Backend for SqliteBackend {
             for thread in threads {
                 drop(thread.join());
             }
+            // Dropped with the future of `close`: nobody waits.
             let _ = joined.send(());
         })?;
         drop(joining.await);

@@ -36,7 +36,7 @@ impl Store<'_> {
                 // A refused set must not leave an older value behind.
                 if put.meta.kind == EntryKind::Set {
                     self.fence_removal(&put.key)?;
-                    self.delete(present)?;
+                    self.delete(present.as_ref())?;
                 }
                 Ok(PutOutcome::Fenced)
             }
@@ -52,7 +52,7 @@ impl Store<'_> {
                         self.state.last_stamp = self.state.last_stamp.max(Some(put.meta.stamp));
                     }
                 }
-                self.write(namespace, present, put, tags)?;
+                self.write(namespace, present.as_ref(), put, tags.as_deref())?;
                 Ok(PutOutcome::Stored)
             }
         }
@@ -67,7 +67,7 @@ impl Store<'_> {
         self.fence_removal(key)?;
         let Some((namespace, found)) = present else { return Ok(Removed::Absent) };
         let was_valid = self.why_invalid(namespace, &found.row)?.is_none();
-        self.delete(Some(found))?;
+        self.delete(Some(&found))?;
         Ok(if was_valid { Removed::Existed } else { Removed::Absent })
     }
 
@@ -77,7 +77,7 @@ impl Store<'_> {
         let Some(found) = self.find(namespace, key)? else { return Ok(()) };
         let is_same = statement(self.db, "SELECT sealed = ?2 FROM entry WHERE id = ?1")?
             .query_row(params![found.row.id, sealed], |row| row.get(0))?;
-        if is_same { self.delete(Some(found)) } else { Ok(()) }
+        if is_same { self.delete(Some(&found)) } else { Ok(()) }
     }
 
     /// Moves a marker. At most `marks_max` are kept.
@@ -209,18 +209,18 @@ impl Store<'_> {
         .optional()
     }
 
-    fn delete(&mut self, found: Option<Found>) -> rusqlite::Result<()> {
+    fn delete(&mut self, found: Option<&Found>) -> rusqlite::Result<()> {
         found.map_or(Ok(()), |found| self.delete_row(found.row.id, found.bytes))
     }
 
     fn write(
         &mut self,
         namespace: NamespaceRow,
-        present: Option<Found>,
+        present: Option<&Found>,
         put: &Put,
-        tags: Option<Vec<u8>>,
+        tags: Option<&[u8]>,
     ) -> rusqlite::Result<()> {
-        let bytes = row_bytes(put, tags.as_ref().map_or(0, Vec::len));
+        let bytes = row_bytes(put, tags.map_or(0, <[u8]>::len));
         let seen = self.state.pos as i64;
         let kind = i64::from(put.meta.kind == EntryKind::Set);
         let gone_at = gone_at_sql(put.meta.gone_at_ms);

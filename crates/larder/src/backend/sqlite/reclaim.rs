@@ -148,7 +148,12 @@ impl Store<'_> {
         let expired = self.expired(STEP_ROWS as u64)?;
         freed += expired.len() as u64;
         self.delete_all(&expired)?;
-        for candidate in self.rows_after(progress.hand)? {
+        let candidates = self.rows_after(progress.hand)?;
+        if candidates.is_empty() && progress.hand == 0 {
+            // Over a limit without a row: the totals were damaged, and would keep the eviction going for ever.
+            (self.state.entries, self.state.bytes) = (0, 0);
+        }
+        for candidate in candidates {
             if !limits.is_over(self.state.entries, self.state.bytes, LOW_MARK_PERCENT) {
                 return Ok(Step { freed, is_done: true });
             }

@@ -47,6 +47,7 @@ pub(super) enum Op {
 }
 
 /// What it answers.
+#[derive(Clone, Copy)]
 pub(super) enum Done {
     Put(PutOutcome),
     Removed(Removed),

@@ -19,6 +19,8 @@ mod sketch;
 mod slots;
 mod wheel;
 
+#[cfg(all(test, larder_shuttle))]
+mod shuttle_tests;
 #[cfg(all(test, not(larder_shuttle)))]
 mod tests;
 
@@ -152,7 +154,7 @@ impl<K: Hash + Eq, V> Table<K, V> {
             read(&entry.value)
         };
         if hash::is_sampled(hash, self.rate.load(Ordering::Relaxed)) && shard.ring.push(fingerprint.get()) {
-            self.drain(shard);
+            self.drain(shard, None);
         }
         Some(found)
     }
@@ -187,12 +189,14 @@ impl<K: Hash + Eq, V> Table<K, V> {
         };
         if is_new && hash::is_sampled(hash, self.rate.load(Ordering::Relaxed)) {
             shard.ring.push(fingerprint.get());
-            self.drain(shard);
-            if let Some(entries) = full_at {
-                self.fit_panel(entries);
-            }
+            self.drain(shard, full_at);
         }
         gone.hand_out(out);
+    }
+
+    /// The hash of a key, keyed at random: the same for equal keys of this table only.
+    pub fn hash<Q: Hash + ?Sized>(&self, key: &Q) -> u64 {
+        self.hasher.hash_one(key)
     }
 
     /// Removes an entry.
@@ -364,11 +368,17 @@ impl<K: Hash + Eq, V> Table<K, V> {
     }
 
     /// Shows the panel what a shard sampled, unless another thread is at it: then it stays for the next.
+    /// A full table that holds far more or fewer entries than the panel was made for starts it anew.
     #[cold]
-    fn drain(&self, shard: &Shard<K, V>) {
+    fn drain(&self, shard: &Shard<K, V>, full_at: Option<usize>) {
         let Some(mut panel) = self.panel.try_lock() else { return };
         shard.ring.drain(|fingerprint| panel.access(fingerprint));
         self.knobs.store(panel.current() as u8, Ordering::Relaxed);
+        let made_for = panel.entries();
+        if let Some(entries) = full_at.filter(|&entries| entries < made_for / 2 || entries / 2 > made_for) {
+            *panel = Panel::resized(entries, &panel);
+            self.rate.store(panel.rate(), Ordering::Relaxed);
+        }
     }
 
     /// Tells the panel that a key was removed. Best effort: the shadows forget it in time by themselves.
@@ -378,15 +388,6 @@ impl<K: Hash + Eq, V> Table<K, V> {
         {
             shard.ring.drain(|fingerprint| panel.access(fingerprint));
             panel.forget(hash::fingerprint(hash).get());
-        }
-    }
-
-    /// Starts the panel anew when a full table holds far more or fewer entries than it was made for.
-    fn fit_panel(&self, entries: usize) {
-        let Some(mut panel) = self.panel.try_lock() else { return };
-        if entries < panel.entries() / 2 || entries / 2 > panel.entries() {
-            *panel = Panel::resized(entries, &panel);
-            self.rate.store(panel.rate(), Ordering::Relaxed);
         }
     }
 }

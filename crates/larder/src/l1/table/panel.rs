@@ -13,7 +13,7 @@ const LANES: usize = KNOBS.len();
 const SHADOW_MIN: usize = 400;
 /// Entries per shadow from which on thinning the sample further costs no hit ratio. At 100,000 entries one
 /// access in 64 costs up to .01 with an unlucky hash, one in 16 nothing.
-const SHADOW_AMPLE: usize = 4096;
+const SHADOW_AMPLE: usize = 2048;
 
 /// The shadows, what they hold, and how they fared.
 pub(super) struct Panel {
@@ -41,7 +41,7 @@ impl Panel {
             slow: Score::new(samples_slow, 3.0, 0.02),
             fast: Score::new(samples_fast, 12.0, 0.20),
             samples: 0,
-            current: std::env::var("LK").ok().and_then(|k| k.parse().ok()).unwrap_or(0),
+            current: 0,
         }
     }
 
@@ -102,10 +102,6 @@ impl Panel {
     }
 
     fn decide(&mut self) {
-        if std::env::var("LK").is_ok() {
-            self.samples = 0;
-            return;
-        }
         self.slow.decay(self.samples);
         self.fast.decay(self.samples);
         self.samples = 0;
@@ -189,14 +185,12 @@ impl Score {
     }
 
     fn better_than(&self, current: usize) -> Option<usize> {
-        let ev = |n: &str, d: f64| std::env::var(n).ok().and_then(|k| k.parse::<f64>().ok()).unwrap_or(d);
         let best = (0..LANES).max_by(|&i, &j| self.hits[i].total_cmp(&self.hits[j]))?;
         let (won, lost) = (self.wins[best][current], self.wins[current][best]);
         let lead = won - lost;
         let share = self.hits[best] / self.total.max(1.0);
-        let distance = f64::from((KNOBS[best].small - KNOBS[current].small).abs());
-        let w = if self.worth < 0.1 { ev("PW", 0.02) } else { self.worth };
-        let worth = (w * share * (1.0 - share) + ev("PD", 0.02) * distance) * self.total;
+        let distance = (KNOBS[best].small.as_f64() - KNOBS[current].small.as_f64()).abs();
+        let worth = (self.worth * share * (1.0 - share) + 0.02 * distance) * self.total;
         (best != current && lead > self.deviations * (won + lost).sqrt() && lead > worth).then_some(best)
     }
 }

@@ -37,9 +37,12 @@ pub(super) trait Queues {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Knobs {
     /// The share of the capacity that new entries may fill.
-    pub(super) small: f32,
+    pub(super) small: Share,
     /// A new entry must have been seen more often than the one it would displace (TinyLFU).
     pub(super) admission: bool,
+    /// The least times that it must have been seen for that. From 3 on, a loop that outlasts the sketch's
+    /// memory admits nothing: halving leaves each of its keys at one or two.
+    sightings_min: u8,
     /// A key that was evicted lately starts as protected.
     pub(super) ghost: bool,
     /// Hits that carry an entry from small to protected.
@@ -50,28 +53,44 @@ pub(super) struct Knobs {
     keep: bool,
 }
 
-const fn admitting(small: f32, ghost: bool) -> Knobs {
-    Knobs { small, admission: true, ghost, promote_at: 1, retry: false, keep: false }
+const fn admitting(small: f64, ghost: bool, sightings_min: u8) -> Knobs {
+    Knobs {
+        small: Share::of(small),
+        admission: true,
+        sightings_min,
+        ghost,
+        promote_at: 1,
+        retry: false,
+        keep: false,
+    }
 }
 
-const fn fifo(small: f32, promote_at: u8, retry: bool, keep: bool) -> Knobs {
-    Knobs { small, admission: false, ghost: true, promote_at, retry, keep }
+const fn fifo(small: f64, promote_at: u8, retry: bool, keep: bool) -> Knobs {
+    Knobs {
+        small: Share::of(small),
+        admission: false,
+        sightings_min: 0,
+        ghost: true,
+        promote_at,
+        retry,
+        keep,
+    }
 }
 
 /// Those that the panel compares; a cache starts with the first. Each leads somewhere: small windows with
 /// admission on skewed popularity and scans, large ones on recency, plain queues on loops.
 pub(super) const KNOBS: [Knobs; 7] = [
-    admitting(0.1, true),
-    admitting(0.7, true),
-    admitting(0.003, false),
-    admitting(0.1, false),
+    admitting(0.1, true, 1),
+    admitting(0.7, true, 1),
+    admitting(0.003, false, 3),
+    admitting(0.1, false, 1),
     fifo(0.02, 2, false, false),
     fifo(0.3, 1, false, true),
     fifo(0.4, 2, true, false),
 ];
 
 /// The share of probation and protected that protected may fill where keys are admitted by frequency.
-const PROTECTED_SHARE: f32 = 0.8;
+const PROTECTED_SHARE: Share = Share::of(0.8);
 /// Entries that may move from an overfull small queue per eviction, after the knobs changed.
 const DRIFT: usize = 4;
 /// Second chances given per eviction. Past it hits count for nothing, so that an eviction is bounded work.
@@ -192,7 +211,8 @@ impl Policy {
     fn duel(&mut self, queues: &mut impl Queues, knobs: &Knobs, challenger: u32, patience: &mut u32) -> u32 {
         if let Some(victim) = self.candidate(queues, knobs, patience) {
             let seen = |id| self.sketch.estimate(queues.fingerprint(id));
-            if seen(challenger) > seen(victim) {
+            let sightings = seen(challenger);
+            if sightings > seen(victim) && sightings >= knobs.sightings_min {
                 queues.pop(List::Probation);
                 queues.push(List::Probation, challenger);
                 return self.bury(queues, victim);
@@ -204,11 +224,11 @@ impl Policy {
     /// The oldest in probation that was not hit there, with protected kept within its share. It stays where
     /// it stands. `None` if both are empty.
     fn candidate(&mut self, queues: &mut impl Queues, knobs: &Knobs, patience: &mut u32) -> Option<u32> {
-        let share = if knobs.admission { PROTECTED_SHARE } else { 1.0 };
+        let share = if knobs.admission { PROTECTED_SHARE } else { Share::of(1.0) };
         loop {
             loop {
                 let protected = queues.weight(List::Protected);
-                let most = scaled(share, protected + queues.weight(List::Probation));
+                let most = share.times(protected + queues.weight(List::Probation));
                 let next = queues.oldest(List::Probation);
                 // A protected queue that is far over its share after the knobs changed shrinks bit by bit.
                 if next.is_some() && (protected <= most || *patience == 0) {
@@ -255,9 +275,24 @@ impl Policy {
 }
 
 fn small_target(knobs: &Knobs, capacity: u64) -> u64 {
-    scaled(knobs.small, capacity).max(1)
+    knobs.small.times(capacity).max(1)
 }
 
-fn scaled(share: f32, of: u64) -> u64 {
-    (f64::from(share) * of as f64) as u64
+/// A part of a whole, in 65,536ths: evictions multiply by it too often for floating point.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Share(u64);
+
+impl Share {
+    const fn of(share: f64) -> Self {
+        Share((share * 65_536.0) as u64)
+    }
+
+    pub(super) fn as_f64(self) -> f64 {
+        self.0 as f64 / 65_536.0
+    }
+
+    #[inline]
+    fn times(self, whole: u64) -> u64 {
+        (whole >> 16) * self.0 + (((whole & 0xFFFF) * self.0) >> 16)
+    }
 }

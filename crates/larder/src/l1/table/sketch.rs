@@ -1,11 +1,15 @@
 //! How often a key was seen lately: a count-min sketch of 4-bit counters that forgets by halving.
 //!
+//! Additions are conservative (Estan and Varghese, 2002): they raise only the lowest of a key's counters.
+//! Plain ones lost up to .009 of hit ratio on Zipf and .008 on loops.
 //! Owns counters, never keys. One estimate or addition touches one cache line, and halving is spread over
 //! the additions that follow, so that no operation walks the table.
 
 /// Words of a block: one cache line, of which each of the four rows owns two words.
 const WORDS: usize = 8;
-const ROWS: u32 = 4;
+const ROWS: usize = 4;
+/// What a counter holds at most.
+const MOST: u64 = 15;
 /// Entries per block, at 16 counters an entry (8 cost up to .004 of hit ratio).
 const ENTRIES_PER_BLOCK: usize = WORDS * 16 / 16;
 /// Halve after this many additions per entry, as TinyLFU does.
@@ -52,17 +56,13 @@ impl Sketch {
 
     /// Counts one more of `fingerprint`.
     pub(super) fn add(&mut self, fingerprint: u32) {
-        if self.blocks.is_empty() {
-            return;
-        }
-        let (at, mut places) = self.place(fingerprint);
-        let block = &mut self.blocks[at];
-        for row in 0..ROWS {
-            let (word, shift) = cell(row, places);
-            places >>= 5;
-            if (block.0[word] >> shift) & 15 != 15 {
-                block.0[word] += 1 << shift;
-            }
+        let (at, cells) = self.place(fingerprint);
+        let Some(Block(words)) = self.blocks.get_mut(at) else { return };
+        let counts = counts(words, &cells);
+        let least = counts.into_iter().fold(MOST, u64::min);
+        // Only the lowest of the four: the others count a neighbour as well.
+        for (cell, count) in cells.iter().zip(counts) {
+            words[cell.word % WORDS] += u64::from(count == least && count < MOST) << cell.shift;
         }
         self.additions += 1;
         if self.halved < self.blocks.len() {
@@ -74,19 +74,11 @@ impl Sketch {
         }
     }
 
-    /// How often `fingerprint` was added lately; never too low by more than the halving.
+    /// How often `fingerprint` was added lately, at most 15.
     pub(super) fn estimate(&self, fingerprint: u32) -> u8 {
-        if self.blocks.is_empty() {
-            return 0;
-        }
-        let (at, mut places) = self.place(fingerprint);
-        let block = &self.blocks[at];
-        let mut least = 15;
-        for row in 0..ROWS {
-            let (word, shift) = cell(row, places);
-            places >>= 5;
-            least = least.min((block.0[word] >> shift) as u8 & 15);
-        }
+        let (at, cells) = self.place(fingerprint);
+        let Some(Block(words)) = self.blocks.get(at) else { return 0 };
+        let least = counts(words, &cells).into_iter().fold(MOST, u64::min) as u8;
         if at >= self.halved { least / 2 } else { least }
     }
 
@@ -96,17 +88,27 @@ impl Sketch {
         self.halved = end;
     }
 
-    /// The block and 20 bits that choose a counter in each row.
-    fn place(&self, fingerprint: u32) -> (usize, u32) {
+    /// The block, and a counter in each of its rows.
+    fn place(&self, fingerprint: u32) -> (usize, [Cell; ROWS]) {
         let mixed = super::hash::mix(fingerprint, 0x9E6C_63D0_876A_3F35);
         let at = ((mixed >> 32) * self.blocks.len() as u64) >> 32;
-        (at as usize, mixed as u32)
+        let cells = std::array::from_fn(|row| {
+            let place = mixed >> (5 * row);
+            Cell { word: 2 * row + (place >> 4 & 1) as usize, shift: (place as u32 & 15) * 4 }
+        });
+        (at as usize, cells)
     }
 }
 
-fn cell(row: u32, places: u32) -> (usize, u32) {
-    let place = places & 31;
-    ((row * 2 + (place >> 4)) as usize, (place & 15) * 4)
+#[derive(Clone, Copy)]
+struct Cell {
+    word: usize,
+    shift: u32,
+}
+
+#[inline]
+fn counts(words: &[u64; WORDS], cells: &[Cell; ROWS]) -> [u64; ROWS] {
+    cells.map(|cell| words[cell.word % WORDS] >> cell.shift & MOST)
 }
 
 fn halve(block: &mut Block) {

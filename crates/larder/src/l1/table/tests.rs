@@ -63,8 +63,8 @@ impl Model {
         kept
     }
 
-    fn apply(&mut self, table: &Table<u32, u64>, op: Op) {
-        match op {
+    fn apply(&mut self, table: &Table<u32, u64>, op: &Op) {
+        match *op {
             Op::Insert { key, weight, ttl, pin } => self.insert(table, key, weight, ttl, pin),
             Op::Get(key) => {
                 let value = self.kept.get(&key).map(|kept| kept.value);
@@ -76,8 +76,8 @@ impl Model {
                 assert_eq!(table.remove(&key), value);
             }
             Op::RemoveIfEven(key) => {
-                let even = self.kept.get(&key).is_some_and(|kept| kept.value % 2 == 0);
-                let removed = table.remove_if(&key, |value| value % 2 == 0);
+                let even = self.kept.get(&key).is_some_and(|kept| kept.value.is_multiple_of(2));
+                let removed = table.remove_if(&key, |value| value.is_multiple_of(2));
                 assert_eq!(removed.is_some(), even);
                 removed.into_iter().for_each(|(key, value)| _ = self.left(key, value));
             }
@@ -94,9 +94,9 @@ impl Model {
                 assert!(!self.left(key, value).pinned);
             }),
             Op::Retain(divisor) => {
-                let keep = |key: &u32, _: &u64| key % divisor != 0;
+                let keep = |key: &u32, _: &u64| !key.is_multiple_of(divisor);
                 table.retain(keep, &mut |key, value| _ = self.left(key, value));
-                assert!(self.kept.keys().all(|key| key % divisor != 0));
+                assert!(self.kept.keys().all(|key| !key.is_multiple_of(divisor)));
             }
         }
     }
@@ -154,7 +154,7 @@ proptest! {
     ) {
         let table = table(weight_max, hint, 1 << shards);
         let mut model = Model::default();
-        for op in ops {
+        for op in &ops {
             model.apply(&table, op);
             model.check(&table);
         }

@@ -178,10 +178,10 @@ mod tests {
         for start in [0, 1, 63, 64, 1 << 40] {
             for delay in [0, 1, 63, 64, 65, 4095, 4096, 1 << 30, 1 << 50] {
                 let mut wheel = Wheel::new();
-                assert_eq!(due(&mut wheel, start, 100), [0_u32; 0]);
+                assert!(due(&mut wheel, start, 100).is_empty());
                 wheel.set(3, start + delay);
                 if delay > 0 {
-                    assert_eq!(due(&mut wheel, start + delay - 1, 100), [0_u32; 0], "{start} + {delay}");
+                    assert!(due(&mut wheel, start + delay - 1, 100).is_empty(), "{start} + {delay}");
                 }
                 assert_eq!(due(&mut wheel, start + delay, 100), [3], "{start} + {delay}");
                 assert_eq!(wheel.wake(), NEVER);
@@ -189,16 +189,16 @@ mod tests {
         }
         let mut wheel = Wheel::new();
         wheel.set(0, NEVER - 1);
-        assert_eq!(due(&mut wheel, NEVER - 2, 100), [0_u32; 0]);
+        assert!(due(&mut wheel, NEVER - 2, 100).is_empty());
         assert_eq!(due(&mut wheel, NEVER, 100), [0]);
     }
 
     #[test]
     fn a_clock_that_went_back_fires_nothing_early() {
         let mut wheel = Wheel::new();
-        assert_eq!(due(&mut wheel, 1_000_000, 100), [0_u32; 0]);
+        assert!(due(&mut wheel, 1_000_000, 100).is_empty());
         wheel.set(0, 500);
-        assert_eq!(due(&mut wheel, 400, 100), [0_u32; 0]);
+        assert!(due(&mut wheel, 400, 100).is_empty());
         assert_eq!(due(&mut wheel, 1_000_001, 100), [0]);
     }
 

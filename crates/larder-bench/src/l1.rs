@@ -1,0 +1,90 @@
+//! `l1`: a hit, on one thread, in a cache that holds all keys. Random order; the value is 8 bytes.
+
+use crate::measure::{Subject, single};
+use crate::peers;
+use crate::report::Report;
+use larder::unstable_table::Terms;
+use std::hint::black_box;
+
+pub fn run(quick: bool, report: &mut Report) {
+    let lookups = if quick { 200_000 } else { 1_000_000 };
+    for entries in [1000, 100_000] {
+        let order: Vec<u32> = {
+            let mut rng = fastrand::Rng::with_seed(1);
+            (0..lookups).map(|_| rng.u32(0..entries)).collect()
+        };
+        let keys: Vec<u64> = (0..u64::from(entries)).collect();
+        report.group(&numbers(&format!("l1 hit u64 {entries}"), &keys, &order), "median_ns");
+        let keys: Vec<String> = (0..entries).map(|key| format!("user:{key:08}:profile")).collect();
+        report.group(&strings(&format!("l1 hit String {entries}"), &keys, &order), "median_ns");
+    }
+}
+
+/// A batch of lookups, inlined into one loop per cache.
+macro_rules! lookups {
+    ($keys:expr, $order:expr, |$key:ident| $lookup:expr) => {
+        Box::new(move || {
+            for &at in $order {
+                let $key = &$keys[at as usize];
+                black_box($lookup);
+            }
+            $order.len()
+        })
+    };
+}
+
+macro_rules! cases {
+    ($function:ident, $key:ty, $lookup:ty) => {
+        fn $function(case: &str, keys: &[$key], order: &[u32]) -> Vec<crate::report::Line> {
+            // Room to spare, so that shards that are fuller than others evict nothing.
+            let capacity = keys.len() + keys.len() / 2 + 200;
+            let table = peers::table::<$key>(capacity);
+            let quick = quick_cache::sync::Cache::<$key, u64>::new(capacity);
+            let moka = moka::sync::Cache::<$key, u64>::new(capacity as u64);
+            let moka_future = moka::future::Cache::<$key, u64>::new(capacity as u64);
+            let mini = mini_moka::sync::Cache::<$key, u64>::new(capacity as u64);
+            let s3fifo = peers::foyer::<$key>(capacity, foyer::S3FifoConfig::default().into());
+            let lru = peers::foyer::<$key>(capacity, foyer::LruConfig::default().into());
+            let lfu = peers::foyer::<$key>(capacity, foyer::LfuConfig::default().into());
+            for (value, key) in keys.iter().enumerate() {
+                let value = value as u64;
+                table.insert(key.clone(), value, Terms::weighing(1), &mut |_, _, _| {});
+                quick.insert(key.clone(), value);
+                moka.insert(key.clone(), value);
+                peers::ready(moka_future.insert(key.clone(), value));
+                mini.insert(key.clone(), value);
+                s3fifo.insert(key.clone(), value);
+                lru.insert(key.clone(), value);
+                lfu.insert(key.clone(), value);
+            }
+            moka.run_pending_tasks();
+            peers::ready(moka_future.run_pending_tasks());
+            let (t, q, m, f) = (&table, &quick, &moka, &moka_future);
+            let (i, s, l, u) = (&mini, &s3fifo, &lru, &lfu);
+            let subjects = vec![
+                Subject { name: "quick_cache", batch: lookups!(keys, order, |key| q.get::<$lookup>(key)) },
+                Subject {
+                    name: "larder-table",
+                    batch: lookups!(keys, order, |key| t.get::<$lookup, _>(key, |value| *value)),
+                },
+                Subject {
+                    name: "larder-peek",
+                    batch: lookups!(keys, order, |key| t.peek::<$lookup, _>(key, |value| *value)),
+                },
+                Subject { name: "moka", batch: lookups!(keys, order, |key| m.get::<$lookup>(key)) },
+                Subject {
+                    name: "moka-future",
+                    batch: lookups!(keys, order, |key| peers::ready(f.get::<$lookup>(key))),
+                },
+                Subject { name: "mini-moka", batch: lookups!(keys, order, |key| i.get::<$key>(key)) },
+                Subject { name: "foyer-s3fifo", batch: lookups!(keys, order, |key| s.get::<$lookup>(key)) },
+                Subject { name: "foyer-lru", batch: lookups!(keys, order, |key| l.get::<$lookup>(key)) },
+                Subject { name: "foyer-lfu", batch: lookups!(keys, order, |key| u.get::<$lookup>(key)) },
+            ];
+            single(case, subjects)
+        }
+    };
+}
+
+cases!(numbers, u64, u64);
+cases!(strings, String, str);

@@ -1,0 +1,256 @@
+//! What commands work on: a running server, or a data folder that no server has.
+
+use crate::client::{Answer, Client};
+use crate::commands::Failure;
+use crate::config::{Secret, Settings};
+use crate::data::{DataFolder, Occupied};
+use crate::http::{key_json, percent_encode};
+use crate::store::{self, Store};
+use crate::value::{Key, StoredValue};
+use bytes::Bytes;
+use larder::entry::Tags;
+use larder::key::{Namespace, Pattern};
+use larder::{Cache, KeysRequest, Removal, Written};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::Duration;
+
+/// Keys of one page of a listing.
+const PAGE_KEYS: usize = 1000;
+
+#[derive(Debug)]
+pub(crate) struct Backing {
+    namespace: Namespace,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Server(Client),
+    /// The folder is held as long as its cache is open.
+    Folder(Cache<Key, StoredValue>, Store, #[expect(dead_code, reason = "held for its drop")] DataFolder),
+}
+
+/// A page of keys, each as the HTTP interface describes it.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) keys: Vec<Value>,
+    pub(crate) next: Option<String>,
+}
+
+/// Which entries to remove.
+#[derive(Debug)]
+pub(crate) enum Selection {
+    All,
+    Tag(String),
+    Pattern(String),
+}
+
+impl Backing {
+    /// A server by its URL.
+    pub(crate) fn server(url: &str, token: Option<Secret>, namespace: Namespace) -> Result<Self, Failure> {
+        Ok(Backing { namespace, place: Place::Server(Client::new(url, token)?) })
+    }
+
+    /// A folder, or the server that has it.
+    pub(crate) async fn folder(
+        path: &Path,
+        token: Option<Secret>,
+        namespace: Namespace,
+    ) -> Result<Self, Failure> {
+        match DataFolder::for_command(path) {
+            Ok(folder) => {
+                let settings = Settings::default();
+                let store = store::open(&settings, Some(&folder.database())).await?;
+                let cache = store.cache.namespace(&namespace);
+                Ok(Backing { namespace, place: Place::Folder(cache, store, folder) })
+            }
+            Err(Occupied::Server(Some(server))) => {
+                Backing::server(&format!("http://{}", reachable(server.address)), token, namespace)
+            }
+            Err(Occupied::Server(None)) => {
+                Err(Failure::new(format!("{} is in use by another process", path.display())))
+            }
+            Err(Occupied::Failed(error)) => {
+                Err(Failure::new(format!("{} can't be opened: {error}", path.display())))
+            }
+        }
+    }
+
+    fn path(&self, word: &str, key: &str) -> String {
+        let key = percent_encode(key.as_bytes()).replace('=', "%3D");
+        format!("/v1/{word}/{}?key={key}", self.namespace.as_str())
+    }
+
+    pub(crate) async fn get(&self, key: &str) -> Result<Option<Bytes>, Failure> {
+        match &self.place {
+            Place::Server(client) => {
+                let answer = client.request("GET", &self.path("cache", key), &[], Bytes::new()).await?;
+                Ok(if answer.is_miss() { None } else { Some(answer.accepted()?.body) })
+            }
+            Place::Folder(cache, ..) => Ok(cache.get(&Key::from(key)).await.map(|value| value.body)),
+        }
+    }
+
+    pub(crate) async fn exists(&self, key: &str) -> Result<bool, Failure> {
+        match &self.place {
+            Place::Server(client) => {
+                let answer = client.request("HEAD", &self.path("cache", key), &[], Bytes::new()).await?;
+                Ok(if answer.status == 404 { false } else { answer.accepted().map(|_| true)? })
+            }
+            Place::Folder(cache, ..) => Ok(cache.exists(&Key::from(key)).await),
+        }
+    }
+
+    /// Sets a value; says whether it is durable.
+    pub(crate) async fn set(
+        &self,
+        key: &str,
+        value: Bytes,
+        content_type: Option<&str>,
+        ttl: Option<Duration>,
+        tags: Tags,
+    ) -> Result<bool, Failure> {
+        match &self.place {
+            Place::Server(client) => {
+                let mut headers = Vec::new();
+                headers.extend(content_type.map(|content_type| ("content-type", content_type.to_owned())));
+                headers.extend(ttl.map(|ttl| match ttl {
+                    Duration::MAX => ("larder-ttl", "never".to_owned()),
+                    ttl => ("larder-ttl", ttl.as_secs_f64().to_string()),
+                }));
+                if !tags.is_empty() {
+                    let list: Vec<String> = tags.iter().map(|tag| percent_encode(tag.as_bytes())).collect();
+                    headers.push(("larder-tags", list.join(",")));
+                }
+                let answer = client.request("PUT", &self.path("cache", key), &headers, value).await?;
+                Ok(answer.accepted()?.status != 202)
+            }
+            Place::Folder(cache, ..) => {
+                let mut options = cache.options().tags(tags);
+                if let Some(ttl) = ttl {
+                    options.ttl = ttl;
+                }
+                let value = StoredValue::new(content_type, value);
+                let written = cache.set_with(Key::from(key), value, &options).await?;
+                Ok(!matches!(written, Written::Local))
+            }
+        }
+    }
+
+    /// Removes a key; says whether there was a value.
+    pub(crate) async fn delete(&self, key: &str) -> Result<bool, Failure> {
+        match &self.place {
+            Place::Server(client) => {
+                let answer = client.request("DELETE", &self.path("cache", key), &[], Bytes::new()).await?;
+                Ok(answer.accepted()?.existed)
+            }
+            Place::Folder(cache, ..) => Ok(delivered(cache.remove(&Key::from(key)).await?)?.existed),
+        }
+    }
+
+    /// Removes many entries; says how many where that is known.
+    pub(crate) async fn flush(&self, selection: &Selection) -> Result<Option<u64>, Failure> {
+        match &self.place {
+            Place::Server(client) => {
+                let body = match selection {
+                    Selection::All => json!({ "all": true }),
+                    Selection::Tag(tag) => json!({ "tags": [tag] }),
+                    Selection::Pattern(glob) => json!({ "pattern": glob }),
+                };
+                let path = format!("/v1/invalidate/{}", self.namespace.as_str());
+                let headers = [("content-type", "application/json".to_owned())];
+                let answer = client.request("POST", &path, &headers, body.to_string().into()).await?;
+                Ok(answer.accepted()?.json()?["removed"].as_u64())
+            }
+            Place::Folder(cache, ..) => match selection {
+                Selection::All => delivered(cache.clear().await?).map(|_| None),
+                Selection::Tag(tag) => delivered(cache.remove_tag(tag).await?).map(|_| None),
+                Selection::Pattern(glob) => Ok(Some(cache.remove_matching(&Pattern::new(glob)?).await?)),
+            },
+        }
+    }
+
+    pub(crate) async fn keys(&self, pattern: Option<&str>, after: Option<&str>) -> Result<Page, Failure> {
+        match &self.place {
+            Place::Server(client) => {
+                let mut path = format!("/v1/keys/{}?limit={PAGE_KEYS}", self.namespace.as_str());
+                for (name, value) in [("pattern", pattern), ("after", after)] {
+                    if let Some(value) = value {
+                        path.push_str(&format!("&{name}={}", percent_encode(value.as_bytes())));
+                    }
+                }
+                let mut page = client.request("GET", &path, &[], Bytes::new()).await?.accepted()?.json()?;
+                let next = page["next"].as_str().map(str::to_owned);
+                match page["keys"].take() {
+                    Value::Array(keys) => Ok(Page { keys, next }),
+                    _ => Err(Failure::new("the server's answer holds no keys")),
+                }
+            }
+            Place::Folder(cache, ..) => {
+                let pattern = pattern.map(Pattern::new).transpose()?;
+                let after = after.map(str::to_owned);
+                let page = cache.keys(&KeysRequest { pattern, after, limit: PAGE_KEYS }).await?;
+                Ok(Page { keys: page.keys.iter().map(key_json).collect(), next: page.next })
+            }
+        }
+    }
+
+    pub(crate) async fn stats(&self) -> Result<Value, Failure> {
+        match &self.place {
+            Place::Server(client) => {
+                client.request("GET", "/v1/stats", &[], Bytes::new()).await?.accepted()?.json()
+            }
+            Place::Folder(_, store, _) => Ok(serde_json::to_value(store.stats().await)?),
+        }
+    }
+
+    pub(crate) async fn explain(&self, key: &str, as_json: bool) -> Result<String, Failure> {
+        match &self.place {
+            Place::Server(client) => {
+                let format = if as_json { "json" } else { "text" };
+                let path = format!("{}&format={format}", self.path("explain", key));
+                let answer = client.request("GET", &path, &[], Bytes::new()).await?.accepted()?;
+                Ok(String::from_utf8_lossy(&answer.body).into_owned())
+            }
+            Place::Folder(cache, ..) => {
+                let explanation = cache.explain(&Key::from(key)).await;
+                Ok(if as_json { serde_json::to_string(&explanation)? } else { explanation.to_string() })
+            }
+        }
+    }
+
+    /// Finishes what was begun.
+    pub(crate) async fn close(self) -> Result<(), Failure> {
+        match self.place {
+            Place::Server(_) => Ok(()),
+            Place::Folder(cache, ..) => Ok(cache.close().await?),
+        }
+    }
+}
+
+/// A removal that only this process knows of would be forgotten at its end.
+fn delivered(removal: Removal) -> Result<Removal, Failure> {
+    if removal.is_queued {
+        return Err(Failure::new("the database could not be told; nothing is removed"));
+    }
+    Ok(removal)
+}
+
+/// Where a server that listens on every address is reached from this host.
+fn reachable(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            std::net::SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            std::net::SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}
+
+impl Answer {
+    /// Whether the key has no value; another 404 means that the address is not larder's.
+    fn is_miss(&self) -> bool {
+        self.status == 404 && self.json().is_ok_and(|problem| problem["kind"] == "miss")
+    }
+}
