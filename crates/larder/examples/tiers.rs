@@ -65,7 +65,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     println!("5. What was removed stays removed, source or not:");
     cache.remove("bread").await?;
-    println!("    {}", cache.get_or_load("bread", |_| price_of("bread".to_owned())).await.unwrap_err());
+    if let Err(error) = show(&cache).await {
+        println!("    {error}");
+    }
     cache.close().await?;
     Ok(())
 }

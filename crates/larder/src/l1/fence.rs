@@ -244,6 +244,7 @@ impl Markers {
 }
 
 #[cfg(all(test, not(larder_shuttle)))]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
