@@ -5,7 +5,7 @@ use crate::commands::Failure;
 use crate::config::{Secret, Settings};
 use crate::data::{DataFolder, Occupied};
 use crate::http::{key_json, percent_encode};
-use crate::store;
+use crate::store::{self, Store};
 use crate::value::{Key, StoredValue};
 use bytes::Bytes;
 use larder::entry::Tags;
@@ -28,7 +28,7 @@ pub(crate) struct Backing {
 enum Place {
     Server(Client),
     /// The folder is held as long as its cache is open.
-    Folder(Cache<Key, StoredValue>, #[expect(dead_code, reason = "held for its drop")] DataFolder),
+    Folder(Cache<Key, StoredValue>, Store, #[expect(dead_code, reason = "held for its drop")] DataFolder),
 }
 
 /// A page of keys, each as the HTTP interface describes it.
@@ -61,8 +61,9 @@ impl Backing {
         match DataFolder::for_command(path) {
             Ok(folder) => {
                 let settings = Settings::default();
-                let cache = store::open(&settings, Some(&folder.database())).await?.namespace(&namespace);
-                Ok(Backing { namespace, place: Place::Folder(cache, folder) })
+                let store = store::open(&settings, Some(&folder.database())).await?;
+                let cache = store.cache.namespace(&namespace);
+                Ok(Backing { namespace, place: Place::Folder(cache, store, folder) })
             }
             Err(Occupied::Server(Some(server))) => {
                 Backing::server(&format!("http://{}", reachable(server.address)), token, namespace)
@@ -87,7 +88,7 @@ impl Backing {
                 let answer = client.request("GET", &self.path("cache", key), &[], Bytes::new()).await?;
                 Ok(if answer.is_miss() { None } else { Some(answer.accepted()?.body) })
             }
-            Place::Folder(cache, _) => Ok(cache.get(&Key::from(key)).await.map(|value| value.body)),
+            Place::Folder(cache, ..) => Ok(cache.get(&Key::from(key)).await.map(|value| value.body)),
         }
     }
 
@@ -97,7 +98,7 @@ impl Backing {
                 let answer = client.request("HEAD", &self.path("cache", key), &[], Bytes::new()).await?;
                 Ok(if answer.status == 404 { false } else { answer.accepted().map(|_| true)? })
             }
-            Place::Folder(cache, _) => Ok(cache.exists(&Key::from(key)).await),
+            Place::Folder(cache, ..) => Ok(cache.exists(&Key::from(key)).await),
         }
     }
 
@@ -125,7 +126,7 @@ impl Backing {
                 let answer = client.request("PUT", &self.path("cache", key), &headers, value).await?;
                 Ok(answer.accepted()?.status != 202)
             }
-            Place::Folder(cache, _) => {
+            Place::Folder(cache, ..) => {
                 let mut options = cache.options().tags(tags);
                 if let Some(ttl) = ttl {
                     options.ttl = ttl;
@@ -144,7 +145,7 @@ impl Backing {
                 let answer = client.request("DELETE", &self.path("cache", key), &[], Bytes::new()).await?;
                 Ok(answer.accepted()?.existed)
             }
-            Place::Folder(cache, _) => Ok(delivered(cache.remove(&Key::from(key)).await?)?.existed),
+            Place::Folder(cache, ..) => Ok(delivered(cache.remove(&Key::from(key)).await?)?.existed),
         }
     }
 
@@ -162,7 +163,7 @@ impl Backing {
                 let answer = client.request("POST", &path, &headers, body.to_string().into()).await?;
                 Ok(answer.accepted()?.json()?["removed"].as_u64())
             }
-            Place::Folder(cache, _) => match selection {
+            Place::Folder(cache, ..) => match selection {
                 Selection::All => delivered(cache.clear().await?).map(|_| None),
                 Selection::Tag(tag) => delivered(cache.remove_tag(tag).await?).map(|_| None),
                 Selection::Pattern(glob) => Ok(Some(cache.remove_matching(&Pattern::new(glob)?).await?)),
@@ -186,7 +187,7 @@ impl Backing {
                     _ => Err(Failure::new("the server's answer holds no keys")),
                 }
             }
-            Place::Folder(cache, _) => {
+            Place::Folder(cache, ..) => {
                 let pattern = pattern.map(Pattern::new).transpose()?;
                 let after = after.map(str::to_owned);
                 let page = cache.keys(&KeysRequest { pattern, after, limit: PAGE_KEYS }).await?;
@@ -200,7 +201,7 @@ impl Backing {
             Place::Server(client) => {
                 client.request("GET", "/v1/stats", &[], Bytes::new()).await?.accepted()?.json()
             }
-            Place::Folder(cache, _) => Ok(serde_json::to_value(cache.stats())?),
+            Place::Folder(_, store, _) => Ok(serde_json::to_value(store.stats().await)?),
         }
     }
 
@@ -212,7 +213,7 @@ impl Backing {
                 let answer = client.request("GET", &path, &[], Bytes::new()).await?.accepted()?;
                 Ok(String::from_utf8_lossy(&answer.body).into_owned())
             }
-            Place::Folder(cache, _) => {
+            Place::Folder(cache, ..) => {
                 let explanation = cache.explain(&Key::from(key)).await;
                 Ok(if as_json { serde_json::to_string(&explanation)? } else { explanation.to_string() })
             }
@@ -223,7 +224,7 @@ impl Backing {
     pub(crate) async fn close(self) -> Result<(), Failure> {
         match self.place {
             Place::Server(_) => Ok(()),
-            Place::Folder(cache, _) => Ok(cache.close().await?),
+            Place::Folder(cache, ..) => Ok(cache.close().await?),
         }
     }
 }

@@ -38,7 +38,7 @@ pub(crate) enum Occupied {
 
 /// How long a server that starts waits for a command to finish, and a command for a server to say where
 /// it listens.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 3000 });
 const LOCK_FILE: &str = "server.lock";
 const ANNOUNCEMENT_FILE: &str = "server.json";
 
@@ -54,9 +54,15 @@ impl DataFolder {
                 Err(TryLockError::Error(error)) => return Err(Occupied::Failed(error)),
                 Err(TryLockError::WouldBlock) => {}
             }
-            // A server stays, a command leaves soon; the announcement tells one from the other.
-            if let Some(announcement) = announcement(path) {
-                return Err(Occupied::Server(Some(announcement)));
+            // Commands share the lock and leave soon; a server doesn't. While it is a command that is in
+            // the way, an announcement is only what a killed server left.
+            match lock.try_lock_shared() {
+                Ok(()) => lock.unlock().map_err(Occupied::Failed)?,
+                Err(_) => {
+                    if let Some(announcement) = announcement(path) {
+                        return Err(Occupied::Server(Some(announcement)));
+                    }
+                }
             }
             if Instant::now() > deadline {
                 return Err(Occupied::Server(None));
@@ -151,6 +157,10 @@ mod tests {
         drop(server);
         assert!(!path.join("server.json").exists());
         let commands = [DataFolder::for_command(&path).unwrap(), DataFolder::for_command(&path).unwrap()];
+        // Left by a server that was killed: it must not be taken for the one in the way.
+        std::fs::write(path.join("server.json"), r#"{"pid":1,"address":"127.0.0.1:9"}"#).unwrap();
+        let waited = DataFolder::for_server(&path);
+        assert!(matches!(waited, Err(Occupied::Server(None))), "{waited:?}");
         drop(commands);
         DataFolder::for_server(&path).unwrap();
     }

@@ -1,20 +1,58 @@
 //! The cache that the server and the commands use: memory, and the database in the data folder.
 
-use crate::config::{Settings, Survives};
+use crate::config::Settings;
 use crate::value::{Key, StoredValue};
-use larder::backend::{Durability, SqliteBackend, SqliteOptions};
-use larder::{Cache, Result};
+use larder::backend::{Backend, SqliteBackend, SqliteOptions, Usage};
+use larder::{Cache, Result, Stats};
+use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
 
 /// What a value needs in its envelope beside its body: media type and validator.
 const VALUE_HEAD_BYTES_MAX: u64 = 64 << 10;
 
+/// A cache, and the database below its memory, if it has one.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    pub(crate) cache: Cache<Key, StoredValue>,
+    database: Option<Arc<SqliteBackend>>,
+}
+
+impl Store {
+    /// The counters of the cache, and what the database holds.
+    pub(crate) async fn stats(&self) -> StoreStats {
+        let usage = self.usage().await;
+        StoreStats {
+            cache: self.cache.stats(),
+            database: usage.map(|usage| DatabaseStats { entries: usage.entries, bytes: usage.bytes }),
+        }
+    }
+
+    /// How much the database holds; `None` without one, and when it doesn't answer.
+    pub(crate) async fn usage(&self) -> Option<Usage> {
+        self.database.as_ref()?.usage().await.ok()
+    }
+}
+
+/// What `/v1/stats` and `larder stats` say.
+#[derive(Debug, Serialize)]
+pub(crate) struct StoreStats {
+    #[serde(flatten)]
+    cache: Stats,
+    database: Option<DatabaseStats>,
+}
+
+#[derive(Debug, Serialize)]
+struct DatabaseStats {
+    entries: u64,
+    bytes: u64,
+}
+
 /// Opens the database and builds the cache on it. Without a path, memory is all there is.
 ///
 /// # Errors
 /// Those of the database, and settings that contradict each other.
-pub(crate) async fn open(settings: &Settings, database: Option<&Path>) -> Result<Cache<Key, StoredValue>> {
+pub(crate) async fn open(settings: &Settings, database: Option<&Path>) -> Result<Store> {
     let mut envelope = settings.envelope.clone();
     // The schema belongs to the program, and every body that is accepted must fit.
     envelope.schema.get_or_insert_with(|| "larder value/1".to_owned());
@@ -26,19 +64,20 @@ pub(crate) async fn open(settings: &Settings, database: Option<&Path>) -> Result
         .bytes_max(settings.l1.bytes_max.0, |key, value| value.weight() + key.len() as u64)
         .defaults(settings.defaults.clone())
         .envelope(envelope);
+    let mut opened = None;
     if let Some(path) = database {
         let options = SqliteOptions {
-            durability: match settings.sqlite.durability {
-                Survives::Power => Durability::Power,
-                Survives::Process => Durability::Process,
-            },
+            durability: settings.sqlite.durability,
             entries_max: settings.sqlite.entries_max,
             bytes_max: settings.sqlite.bytes_max.map(|size| size.0),
             readers: settings.sqlite.readers,
             busy_timeout: settings.sqlite.busy_timeout,
             ..SqliteOptions::new(path)
         };
-        builder = builder.tier(Arc::new(SqliteBackend::open(options).await?));
+        opened = Some(Arc::new(SqliteBackend::open(options).await?));
     }
-    builder.build()
+    if let Some(backend) = &opened {
+        builder = builder.tier(Arc::clone(backend) as Arc<dyn Backend>);
+    }
+    Ok(Store { cache: builder.build()?, database: opened })
 }

@@ -146,7 +146,7 @@ fn without_a_disk_memory_serves_and_says_so() {
     let data = file.join("data");
     let server = Server::start(&data, &[]);
     assert!(server.banner.contains("NO DATA FOLDER"), "{}", server.banner);
-    assert!(server.log().contains("THE DATABASE CAN'T BE OPENED"), "{}", server.log());
+    eventually("the log says so", || server.log().contains("THE DATABASE CAN'T BE OPENED"));
     let health = server.get("/healthz").is(200).json();
     assert_eq!(health["level"], "degraded");
     assert!(health["notes"][0].as_str().unwrap().starts_with("memory only: "), "{health}");
@@ -165,12 +165,46 @@ fn without_a_disk_memory_serves_and_says_so() {
 }
 
 #[test]
+fn on_a_full_disk_memory_goes_on_and_what_was_durable_stays_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start_on_a_small_disk(folder.path(), 4096);
+    let value = vec![7; 100_000];
+    let mut durable = Vec::new();
+    let mut local = Vec::new();
+    for at in 0..100 {
+        let path = format!("/v1/cache/ns/{at}");
+        let put = server.request("PUT", &path, &[("Larder-TTL", "never")], &value);
+        match put.status {
+            204 => durable.push(path),
+            202 => local.push(path),
+            _ => panic!("{put:?} {}", put.text()),
+        }
+    }
+    assert!(durable.len() > 5 && local.len() > 5, "{} {}", durable.len(), local.len());
+    for path in durable.iter().chain(&local) {
+        assert!(server.get(path).is(200).body == value, "{path}");
+    }
+    let health = server.get("/healthz").is(200).json();
+    assert_eq!(health["level"], "degraded", "{health}");
+    assert!(server.get("/metrics").text().contains("\nlarder_degraded 1\n"));
+    server.get("/readyz").is(200);
+    server.kill();
+    let server = Server::start(folder.path(), &[]);
+    for path in durable {
+        assert!(server.get(&path).is(200).body == value, "{path}");
+    }
+}
+
+#[test]
 fn a_corrupt_database_is_set_aside() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("larder.sqlite");
     std::fs::write(&database, [b'x'; 10_000]).unwrap();
     let server = Server::start(folder.path(), &[]);
     server.put("/v1/cache/ns/k", b"v").is(204);
+    let health = server.get("/healthz").is(200).json();
+    assert_eq!(health["level"], "degraded", "{health}");
+    assert!(health["notes"][0].as_str().unwrap().contains("set aside as"), "{health}");
     server.stop();
     let server = Server::start(folder.path(), &[]);
     assert_eq!(server.get("/v1/cache/ns/k").is(200).text(), "v");

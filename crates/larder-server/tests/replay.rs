@@ -153,21 +153,24 @@ fn tiny_trace_has_the_hits_computed_by_hand() {
     assert_eq!((&last["hits"], &last["tiers"][0]["evictions"]), (&6.into(), &0.into()), "everything fits");
 }
 
-/// Published figures of public traces, where `LARDER_TRACES` names a folder that has them.
+/// LRU's and Belady's published figures of public traces, and larder's own of the day its policy was chosen:
+/// a hit ratio that falls by a point is a defect.
 #[test]
-fn oracles_agree_with_published_figures() {
-    let Some(folder) = std::env::var_os("LARDER_TRACES").map(PathBuf::from) else { return };
+#[ignore = "needs the public traces: set LARDER_TRACES to their folder, and run with --ignored"]
+fn public_traces_have_their_published_figures() {
+    let folder = PathBuf::from(std::env::var_os("LARDER_TRACES").expect("LARDER_TRACES names the folder"));
     for (trace, capacities, expected) in [
-        ("OLTP.lis.zst", "1000,5000", [(0.328, 0.536), (0.537, 0.683)]),
-        ("scarab-recs.keys.zst", "25000,75000", [(0.601, 0.748), (0.735, 0.793)]),
-        ("P6.lis.zst", "20000,100000", [(0.021, 0.256), (0.574, 0.829)]),
+        ("OLTP.lis.zst", "1000,5000", [(0.328, 0.536, 0.406), (0.537, 0.683, 0.555)]),
+        ("scarab-recs.keys.zst", "25000,75000", [(0.601, 0.748, 0.631), (0.735, 0.793, 0.735)]),
+        ("P6.lis.zst", "20000,100000", [(0.021, 0.256, 0.167), (0.574, 0.829, 0.736)]),
     ] {
         let lines = replay_json(&[folder.join(trace).to_str().unwrap(), "--capacity", capacities]);
-        for (row, (lru, belady)) in rows(&lines).zip(expected) {
+        for (row, (lru, belady, larder)) in rows(&lines).zip(expected) {
             for (policy, expected) in [("lru", lru), ("belady", belady)] {
                 let ratio = row[policy]["hit_ratio"].as_f64().unwrap();
                 assert!((ratio - expected).abs() <= 0.00051, "{policy} of {trace}, {expected}: {row}");
             }
+            assert!(row["hit_ratio"].as_f64().unwrap() > larder - 0.01, "{trace}, {larder}: {row}");
         }
         assert_eq!(rows(&lines).count(), 2);
     }
@@ -184,7 +187,7 @@ fn replayed_cache_lies_between_nothing_and_the_best() {
             let l1 = &row["tiers"][0];
             let number = |name: &str| l1[name].as_u64().unwrap();
             assert_eq!(number("hits") + number("misses"), 20_000);
-            assert_eq!(number("entries"), number("misses") - number("evictions"));
+            assert_eq!(number("entries"), number("misses") - number("evictions") - number("too_large"));
             let held = number(if by == "entries" { "entries" } else { "bytes" });
             assert!(held <= row["capacity"].as_u64().unwrap(), "{row}");
             assert!(l1["hit_latency_ns"]["p50"].as_u64() <= l1["hit_latency_ns"]["p99.9"].as_u64());
@@ -227,9 +230,15 @@ fn same_accesses_in_every_format_and_packing_give_the_same_hits() {
     let args: Vec<&str> = traces.iter().map(String::as_str).chain(["--capacity", "100,2%"]).collect();
     let lines = replay_json(&args);
     let hits: Vec<_> =
-        rows(&lines).map(|row| (&row["capacity"], &row["hits"], &row["belady"]["hits"])).collect();
+        rows(&lines).map(|row| (&row["capacity"], &row["lru"]["hits"], &row["belady"]["hits"])).collect();
     assert_eq!(hits.len(), 2 * traces.len());
     assert!(hits.iter().skip(2).zip(&hits).all(|(later, earlier)| later == earlier), "{hits:?}");
+    // The cache's own hashes differ from run to run, its hits by little.
+    let larder: Vec<u64> = rows(&lines).map(|row| row["hits"].as_u64().unwrap()).collect();
+    assert!(
+        larder.iter().skip(2).zip(&larder).all(|(later, earlier)| later.abs_diff(*earlier) < 200),
+        "{larder:?}"
+    );
     let seen = |name: &str| -> Vec<&Value> {
         lines.iter().filter(|line| line["kind"] == "trace").map(|line| &line[name]).collect()
     };
@@ -317,7 +326,7 @@ fn limit_and_ttl() {
     assert_eq!((&lines[0]["accesses"], &lines[0]["cut_by_limit"]), (&1234.into(), &true.into()));
 
     let hits = |args: &[&str]| {
-        let lines = replay_json(&[&[&trace, "--capacity", "100%"], args].concat());
+        let lines = replay_json(&[&[&trace, "--capacity", "100000"], args].concat());
         lines[1]["hits"].as_u64().unwrap()
     };
     let (minute, day, forever) = (hits(&["--ttl", "1m"]), hits(&["--ttl", "1d"]), hits(&[]));
@@ -331,14 +340,87 @@ fn limit_and_ttl() {
     assert!(text(&output.stderr).contains("--ttl"), "{}", text(&output.stderr));
 }
 
+/// A `larder replay` whose temporary folders lie in this one.
+fn replay_in(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+    command.arg("replay").args(args).env("TMPDIR", folder).env("TMP", folder);
+    command
+}
+
+fn is_empty(folder: &Path) -> bool {
+    std::fs::read_dir(folder).unwrap().next().is_none()
+}
+
 #[test]
-fn same_seed_gives_the_same_hits() {
-    let folder = Folder::new();
-    let trace = folder.file("trace", keys_of(&synthetic()));
-    let hits = |seed: &str| -> Vec<Value> {
-        rows(&replay_json(&[&trace, "--seed", seed])).map(|row| row["hits"].clone()).collect()
-    };
-    assert_eq!(hits("7"), hits("7"));
+fn tiers_add_up_and_leave_nothing_behind() {
+    let (folder, temporary) = (Folder::new(), Folder::new());
+    let accesses = &synthetic()[..4000];
+    let trace = folder.file("trace", columns_of(accesses));
+    let mut seen = std::collections::HashSet::new();
+    let repeated = accesses.iter().filter(|(_, key, _)| !seen.insert(*key)).count() as u64;
+    for (by, capacity, sqlite) in
+        [("entries", "1,10,100", "unlimited"), ("entries", "10,100", "2x"), ("bytes", "5%", "20%")]
+    {
+        let args =
+            [&trace, "--tiers", "l1,sqlite", "--by", by, "--capacity", capacity, "--sqlite-capacity", sqlite];
+        let output = replay_in(temporary.0.path(), &[&args[..], &["--json"]].concat()).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
+        assert!(is_empty(temporary.0.path()), "{by} {sqlite}");
+        let lines: Vec<Value> =
+            text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(rows(&lines).count() > 0);
+        for row in rows(&lines) {
+            let number = |tier: usize, name: &str| {
+                row["tiers"][tier][name].as_u64().unwrap_or_else(|| panic!("{name}: {row}"))
+            };
+            assert_eq!(number(0, "hits") + number(0, "misses"), 4000, "{row}");
+            assert_eq!(number(1, "hits") + number(1, "misses"), number(0, "misses"), "{row}");
+            assert_eq!(number(0, "hits") + number(1, "hits"), row["hits"].as_u64().unwrap());
+            assert!(
+                number(0, "hits")
+                    <= row[if by == "entries" { "belady" } else { "bound_pfoo_l" }]["hits"].as_u64().unwrap()
+            );
+            assert_eq!(number(1, "failures"), 0);
+            assert_eq!(number(1, "entries"), number(1, "misses") - number(1, "evictions"), "{row}");
+            let held = if by == "entries" { "entries" } else { "bytes" };
+            assert!(number(0, held) <= number(0, "capacity"), "{row}");
+            if sqlite == "unlimited" {
+                assert!(row["tiers"][1]["capacity"].is_null());
+                assert_eq!(row["hits"].as_u64(), Some(repeated), "all but first accesses: {row}");
+            } else {
+                assert!(number(1, held) <= number(1, "capacity"), "{row}");
+                assert!(number(1, "evictions") > 0, "{row}");
+            }
+            assert!(
+                row["tiers"][1]["hit_latency_ns"]["p50"].as_u64()
+                    > row["tiers"][0]["hit_latency_ns"]["p50"].as_u64()
+            );
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn interrupted_replay_removes_its_folder() {
+    let (folder, temporary) = (Folder::new(), Folder::new());
+    let keys = (0..200_000).fold(String::new(), |mut text, key| {
+        writeln!(text, "{key}").unwrap();
+        text
+    });
+    let trace = folder.file("trace", keys);
+    let mut child = replay_in(temporary.0.path(), &[&trace, "--tiers", "l1,sqlite"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let began = std::time::Instant::now();
+    while is_empty(temporary.0.path()) {
+        assert!(child.try_wait().unwrap().is_none() && began.elapsed().as_secs() < 60, "no folder was made");
+        std::thread::yield_now();
+    }
+    // The folder appears after the signal is waited for.
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(is_empty(temporary.0.path()));
 }
 
 #[test]
@@ -350,6 +432,16 @@ fn table_and_plot() {
         assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
         text(&output.stdout).to_owned()
     };
+    let short = folder.file("short", columns_of(&synthetic()[..1000]));
+    let tiers = replay(&[&short, "--tiers", "l1,sqlite", "--capacity", "50,100"]);
+    let tiers = text(&tiers.stdout);
+    for says in ["Durability::Process", "■ all tiers", "● L1", "\nsqlite ", "\nall "] {
+        assert!(tiers.contains(says), "{says}: {tiers}");
+    }
+    assert!(
+        tiers.lines().skip(1).all(|line| line.chars().count() <= 100 && line == line.trim_end()),
+        "{tiers}"
+    );
     for by in ["entries", "bytes"] {
         let whole = print(&["--by", by]);
         assert!(

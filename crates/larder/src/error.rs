@@ -230,6 +230,16 @@ impl std::error::Error for Error {
     }
 }
 
+/// For functions that return [`std::io::Result`]; the kind is `TimedOut` or `Other`.
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        match error.kind() {
+            ErrorKind::Timeout => std::io::Error::new(std::io::ErrorKind::TimedOut, error),
+            _ => std::io::Error::other(error),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,8 @@
 //! larder: a cache toolkit.
 
+#[cfg(feature = "macros")]
+#[doc(hidden)]
+pub mod __macros;
 pub mod backend;
 mod cache;
 pub mod clock;
@@ -27,6 +30,9 @@ pub use l1::table as unstable_table;
 
 pub use error::{BoxError, Error, ErrorClass, ErrorKind, Result};
 pub use l1::EvictReason;
+#[cfg(feature = "macros")]
+#[doc = include_str!("cached.md")]
+pub use larder_macros::cached;
 pub use options::EntryOptions;
 pub use stats::{Evicted, Stats, TierStats};
 pub use tier::TierOptions;

@@ -13,6 +13,12 @@ use std::sync::OnceLock;
 #[cfg(not(larder_shuttle))]
 use tokio::runtime::{Builder, Handle, Runtime};
 
+#[cfg(not(larder_shuttle))]
+thread_local! {
+    /// Whether this is a thread of larder's own runtime.
+    static IS_OWN: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
 /// Larder's own runtime, for callers outside of any; started at the first use.
 #[cfg(not(larder_shuttle))]
 pub(crate) fn own() -> &'static Handle {
@@ -24,6 +30,7 @@ pub(crate) fn own() -> &'static Handle {
             .thread_name("larder")
             .enable_time()
             .enable_io()
+            .on_thread_start(|| IS_OWN.set(true))
             .build()
             .expect("the operating system gives a process two threads")
     })
@@ -65,6 +72,16 @@ pub(crate) fn sleep(_: Duration) -> Pin<Box<tokio::time::Sleep>> {
 /// one that this thread may belong to can't make progress while the thread is blocked.
 #[cfg(not(larder_shuttle))]
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    if IS_OWN.get() {
+        // A loader that blocks on another load: its thread's other tasks and timers move to a new thread,
+        // or two such loaders would stop them all.
+        return tokio::task::block_in_place(|| park_until_ready(future));
+    }
+    park_until_ready(future)
+}
+
+#[cfg(not(larder_shuttle))]
+fn park_until_ready<T>(future: impl Future<Output = T>) -> T {
     use std::task::{Context, Poll, Wake, Waker};
 
     struct Unpark(std::thread::Thread);

@@ -86,9 +86,15 @@ impl StampClock {
     }
 
     /// The next stamp: after every one given out or seen, and not before `wall_ms`.
+    ///
+    /// Except after the wall clock went back by more than a day: then it starts again from there. Everybody
+    /// distrusts the stamps from before, and would distrust all that follow them.
     pub fn tick(&self, wall_ms: u64) -> Stamp {
         let mut last = self.last.lock();
-        *last = (*last + 1).max(Stamp::new(wall_ms, 0, 0).time);
+        if (Stamp { time: *last, node: self.node }).is_distrusted(wall_ms) {
+            *last = 0;
+        }
+        *last = last.saturating_add(1).max(Stamp::new(wall_ms, 0, 0).time);
         Stamp { time: *last, node: self.node }
     }
 
@@ -111,6 +117,16 @@ mod tests {
         let stamps: Vec<_> = [100, 100, 50, 101, 3].map(|ms| clock.tick(ms)).to_vec();
         assert!(stamps.is_sorted() && stamps[0] != stamps[1], "{stamps:?}");
         assert_eq!(Stamp::from_bytes(stamps[3].to_bytes()), stamps[3]);
+    }
+
+    #[test]
+    fn a_clock_that_was_a_year_ahead_is_forgotten() {
+        let clock = StampClock::new(1);
+        clock.tick(365 * STAMP_AHEAD_MAX_MS);
+        let now = 1000;
+        assert!(!clock.tick(now).is_distrusted(now));
+        clock.tick(now + STAMP_AHEAD_MAX_MS);
+        assert!(clock.tick(now) > Stamp::new(now + STAMP_AHEAD_MAX_MS, 0, 1), "a day is followed");
     }
 
     #[test]

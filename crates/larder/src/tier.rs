@@ -3,12 +3,13 @@
 //! A tier that fails is set aside: reads and sets pass it by, removals are kept and replayed before it is
 //! read again, so that nothing that was removed meanwhile comes back. It never decides freshness.
 
-use crate::backend::{Backend, Mark, Miss, Put, PutOutcome, Removed, Ticket};
+use crate::backend::{Backend, Mark, Miss, Page, Put, PutOutcome, Removed, Scan, Ticket};
 use crate::clock::Clock;
 use crate::entry::Meta;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Namespace, Pattern};
 use crate::rules::{Rule, holds};
+use crate::stamp::Stamp;
 use crate::stats::TierStats;
 use crate::sync::Mutex;
 use bytes::Bytes;
@@ -121,10 +122,10 @@ pub(crate) enum Removal<'a> {
 }
 
 /// What a tier did with a removal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Delivered {
-    /// How many entries were there.
-    Now(u64),
+    /// How many entries were there: for each key, or for a mark or pattern in all.
+    Now(Vec<u64>),
     /// Kept, to be replayed.
     Later,
 }
@@ -250,26 +251,24 @@ impl Tier {
         }
     }
 
-    async fn deliver(&self, removal: &Removal<'_>) -> Result<u64> {
+    async fn deliver(&self, removal: &Removal<'_>) -> Result<Vec<u64>> {
         let call = async {
             match removal {
-                Removal::Keys([key]) => Ok(u64::from(self.backend.remove(key).await? == Removed::Existed)),
                 Removal::Keys(keys) => {
-                    let mut existed = 0;
-                    for answer in self.backend.remove_many(keys).await {
-                        existed += u64::from(answer? == Removed::Existed);
-                    }
-                    Ok(existed)
+                    let answers = match keys {
+                        [key] => vec![self.backend.remove(key).await],
+                        _ => self.backend.remove_many(keys).await,
+                    };
+                    answers.into_iter().map(|answer| Ok(u64::from(answer? == Removed::Existed))).collect()
                 }
-                Removal::Mark(namespace, mark) => self.backend.mark(namespace, mark).await.map(|()| 0),
+                Removal::Mark(namespace, mark) => self.backend.mark(namespace, mark).await.map(|()| vec![0]),
                 Removal::Matching(namespace, pattern) => {
-                    self.backend.remove_matching(namespace, pattern).await
+                    self.backend.remove_matching(namespace, pattern).await.map(|count| vec![count])
                 }
             }
         };
         let timeout = match removal {
-            // A scan takes as long as the tier is large.
-            Removal::Matching(..) => self.options.write_timeout.saturating_mul(60),
+            Removal::Matching(..) => self.scan_timeout(),
             _ => self.options.write_timeout,
         };
         let answer = self.within(timeout, "remove", call).await;
@@ -322,6 +321,29 @@ impl Tier {
             self.deliver(&Removal::Keys(batch)).await?;
         }
         Ok(())
+    }
+
+    /// The latest stamp of a set that it accepted.
+    pub(crate) async fn last_stamp(&self) -> Result<Option<Stamp>> {
+        self.within(self.options.read_timeout, "last_stamp", self.backend.last_stamp()).await
+    }
+
+    /// Frees some of what is expired or invalidated.
+    pub(crate) async fn sweep(&self, limit: usize) -> Result<u64> {
+        self.within(self.scan_timeout(), "sweep", self.backend.sweep(limit)).await
+    }
+
+    pub(crate) async fn scan(&self, scan: Scan<'_>) -> Result<Page> {
+        self.within(self.scan_timeout(), "scan", self.backend.scan(scan)).await
+    }
+
+    pub(crate) async fn namespaces(&self) -> Result<Vec<Namespace>> {
+        self.within(self.scan_timeout(), "scan", self.backend.namespaces()).await
+    }
+
+    /// A scan takes as long as the tier is large.
+    fn scan_timeout(&self) -> Duration {
+        self.options.write_timeout.saturating_mul(60)
     }
 
     /// Asks for a sign of life, set aside or not.

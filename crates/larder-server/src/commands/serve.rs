@@ -87,8 +87,8 @@ async fn serve(settings: Settings) -> Result<Outcome, Failure> {
         Err(Occupied::Failed(error)) => (None, Some(format!("{}: {error}", settings.data.display()))),
     };
     let database = folder.as_ref().map(DataFolder::database);
-    let (cache, fault) = match store::open(&settings, database.as_deref()).await {
-        Ok(cache) => (cache, fault),
+    let (store, fault) = match store::open(&settings, database.as_deref()).await {
+        Ok(store) => (store, fault),
         // Memory alone has nothing that can fail to open, so this is a setting.
         Err(error) if database.is_none() || error.kind() == larder::ErrorKind::Config => {
             return Err(error.into());
@@ -111,7 +111,7 @@ async fn serve(settings: Settings) -> Result<Outcome, Failure> {
         .await
         .map_err(|error| Failure::new(format!("listen: {} can't be taken: {error}", settings.listen)))?;
     let address = listener.local_addr()?;
-    let app = Arc::new(App::new(cache.clone(), settings.clone(), fault.clone()));
+    let app = Arc::new(App::new(store.clone(), settings.clone(), fault.clone()));
     let router = app.router().map_err(Failure::new)?;
     if let Some(folder) = &folder
         && let Err(error) = folder.announce(address)
@@ -143,7 +143,7 @@ async fn serve(settings: Settings) -> Result<Outcome, Failure> {
         if http::serve(&app, router, listener, stopped).await == Ended::CutOff {
             tracing::warn!("some requests were cut off at http.shutdown_timeout");
         }
-        cache.close().await
+        store.cache.close().await
     };
     // The first signal stops the serving, a second one everything.
     let closed = tokio::select! {

@@ -11,7 +11,7 @@ use node::{ConfigError, Origin, Value};
 pub(crate) use units::{Secret, Size};
 
 use larder::EntryOptions;
-use larder::backend::SqliteOptions;
+use larder::backend::{Durability, SqliteOptions};
 use larder::envelope::EnvelopeOptions;
 use node::Node;
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,7 @@ use units::seconds;
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Settings {
     /// Address to listen on. Default: 127.0.0.1:7070. Any other than loopback needs `tokens`.
+    #[serde(deserialize_with = "units::address")]
     pub(crate) listen: SocketAddr,
     /// Folder of the database, made if it is missing. Default: ./larder-data.
     pub(crate) data: PathBuf,
@@ -96,7 +97,7 @@ impl Default for L1Settings {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct SqliteSettings {
     /// What an acknowledged set survives: `power` loss (the default), or only the end of the `process`.
-    pub(crate) durability: Survives,
+    pub(crate) durability: Durability,
     /// Default: no limit.
     pub(crate) entries_max: Option<u64>,
     /// Default: no limit.
@@ -108,25 +109,10 @@ pub(crate) struct SqliteSettings {
     pub(crate) busy_timeout: Duration,
 }
 
-/// [`Durability`](larder::backend::Durability) as a setting.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Survives {
-    #[default]
-    Power,
-    Process,
-}
-
 impl Default for SqliteSettings {
     fn default() -> Self {
-        let SqliteOptions { readers, busy_timeout, .. } = SqliteOptions::new("");
-        SqliteSettings {
-            durability: Survives::Power,
-            entries_max: None,
-            bytes_max: None,
-            readers,
-            busy_timeout,
-        }
+        let SqliteOptions { durability, readers, busy_timeout, .. } = SqliteOptions::new("");
+        SqliteSettings { durability, entries_max: None, bytes_max: None, readers, busy_timeout }
     }
 }
 
@@ -326,6 +312,24 @@ mod tests {
         }
     }
 
+    /// What the example leaves out would be a setting that nobody finds.
+    #[test]
+    fn the_example_file_has_every_setting_at_its_default() {
+        let text = include_str!("../../larder.example.toml");
+        let json = |settings: &Settings| serde_json::to_value(settings).unwrap();
+        assert_eq!(json(&load("a.toml", text, &[]).unwrap()), json(&Settings::default()));
+        // With the commented ones, every name stands in it.
+        let all: String = text.lines().map(|line| format!("{}\n", line.trim_start_matches("# "))).collect();
+        fn names(value: &serde_json::Value) -> Vec<&String> {
+            let members = value.as_object().into_iter().flatten();
+            members.flat_map(|(name, inner)| std::iter::once(name).chain(names(inner))).collect()
+        }
+        for name in names(&json(&Settings::default())) {
+            let stands = |line: &str| line.starts_with(&format!("{name} =")) || line == format!("[{name}]");
+            assert!(name == "schema" || all.lines().any(stands), "{name}");
+        }
+    }
+
     #[test]
     fn environment_wins_over_the_file_and_flags_win_over_both() {
         let variables = [
@@ -370,11 +374,22 @@ mod tests {
                 "defaults:\n  ttl_jitter: 2\n",
                 "a.yaml:2:15: defaults.ttl_jitter: ttl_jitter is 2; 0 to 1 is allowed",
             ),
-            ("a.toml", "listen = 5", "a.toml:1:10: listen: "),
+            ("a.toml", "listen = 5", "a.toml:1:10: listen: 5 was given; text is allowed"),
             (
                 "a.toml",
                 "listen = \"0.0.0.0:7070\"",
                 "listen: 0.0.0.0:7070 can be reached from other hosts; set tokens",
+            ),
+            (
+                "a.toml",
+                "listen = \"example.com:80\"",
+                "a.toml:1:10: listen: \"example.com:80\" is no address; IP:PORT, like 127.0.0.1:7070, is allowed",
+            ),
+            ("a.toml", "http = 1", "a.toml:1:8: http: 1 was given; a table is allowed"),
+            (
+                "a.yaml",
+                "require_data: maybe",
+                "a.yaml:1:15: require_data: \"maybe\" was given; true or false is allowed",
             ),
             ("a.toml", "tokens = [\"short\"]", "tokens: a token is too short"),
             (
@@ -390,7 +405,7 @@ mod tests {
             (
                 "a.toml",
                 "[http]\nconnections_max = -4",
-                "a.toml:2:19: http.connections_max: integer `-4` was given; usize is allowed",
+                "a.toml:2:19: http.connections_max: -4 was given; a whole number of 0 or more is allowed",
             ),
             ("a.toml", "log = \"xml\"", "a.toml:1:7: log: \"xml\" was given; text or json is allowed"),
             ("a.toml", "a = = 1", "a.toml:1:5: "),

@@ -140,7 +140,30 @@ impl de::Error for ConfigError {
     }
 
     fn invalid_type(given: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::custom(format_args!("{given} was given; {expected} is allowed"))
+        let expected = expected.to_string();
+        // Serde names Rust's types; a person writes settings.
+        let allowed = match expected.as_str() {
+            "u64" | "usize" => "a whole number of 0 or more",
+            "u32" => "a whole number of 0 to 4294967295",
+            "i32" | "i64" => "a whole number",
+            "f64" => "a number",
+            "a string" | "path string" => "text",
+            "a sequence" => "a list",
+            "a boolean" => "true or false",
+            name if name.starts_with("struct ") => "a table",
+            other => other,
+        };
+        let given = match given {
+            Unexpected::Signed(number) => number.to_string(),
+            Unexpected::Float(number) => number.to_string(),
+            Unexpected::Bool(value) => value.to_string(),
+            Unexpected::Str(text) => format!("\"{text}\""),
+            Unexpected::Unit => "nothing".to_owned(),
+            Unexpected::Seq => "a list".to_owned(),
+            Unexpected::Map => "a table".to_owned(),
+            other => other.to_string(),
+        };
+        Self::custom(format_args!("{given} was given; {allowed} is allowed"))
     }
 
     fn invalid_value(given: Unexpected<'_>, expected: &dyn de::Expected) -> Self {

@@ -3,6 +3,7 @@
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::{Serialize, Serializer};
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// A number of bytes: a plain number, or text with a unit (KB, KiB, MB, MiB, GB, GiB).
@@ -103,6 +104,18 @@ impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str("(secret)")
     }
+}
+
+/// Reads an address to listen on; `localhost` is 127.0.0.1.
+pub(crate) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let numeric = match text.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None => text.clone(),
+    };
+    numeric.parse().map_err(|_| {
+        de::Error::custom(format!("\"{text}\" is no address; IP:PORT, like 127.0.0.1:7070, is allowed"))
+    })
 }
 
 /// Reads a list of secrets; no error shows what was given.

@@ -13,7 +13,7 @@ use std::time::Duration;
 /// Answers GET and HEAD.
 pub(crate) async fn get(app: &App, request: Request<Body>) -> Result<Response<Body>, Problem> {
     let (parts, _) = request.into_parts();
-    let space = app.cache.namespace(&target::namespace(&parts.uri)?);
+    let space = app.store.cache.namespace(&target::namespace(&parts.uri)?);
     let key = target::key(&parts.uri)?;
     let preconditions = Preconditions::of(&parts.headers)?;
     let wish = Wish::of(&parts.headers)?;
@@ -110,7 +110,7 @@ fn describe(hit: &Hit<StoredValue>, headers: &mut HeaderMap) {
 /// Answers PUT.
 pub(crate) async fn put(app: &App, request: Request<Body>) -> Result<Response<Body>, Problem> {
     let (parts, body) = request.into_parts();
-    let space = app.cache.namespace(&target::namespace(&parts.uri)?);
+    let space = app.store.cache.namespace(&target::namespace(&parts.uri)?);
     let key = target::key(&parts.uri)?;
     let preconditions = Preconditions::of(&parts.headers)?;
     let options = headers::entry_options(&parts.headers, space.options())?;
@@ -150,7 +150,7 @@ fn written_response(app: &App, written: Written) -> Response<Body> {
 /// Answers DELETE.
 pub(crate) async fn delete(app: &App, request: Request<Body>) -> Result<Response<Body>, Problem> {
     let (parts, _) = request.into_parts();
-    let space = app.cache.namespace(&target::namespace(&parts.uri)?);
+    let space = app.store.cache.namespace(&target::namespace(&parts.uri)?);
     let key = target::key(&parts.uri)?;
     let preconditions = Preconditions::of(&parts.headers)?;
     let _locked = app.lock_for(&space, &key, &preconditions).await?;
@@ -169,7 +169,7 @@ pub(crate) fn removal_status(removal: &Removal) -> StatusCode {
 
 /// Answers the GET that explains what is known of a key.
 pub(crate) async fn explain(app: &App, request: Request<Body>) -> Result<Response<Body>, Problem> {
-    let space = app.cache.namespace(&target::namespace(request.uri())?);
+    let space = app.store.cache.namespace(&target::namespace(request.uri())?);
     let key: Key = target::key(request.uri())?;
     let query = target::Query::parse(request.uri(), &["key", "key64", "format"])?;
     let explanation = space.explain(&key).await;

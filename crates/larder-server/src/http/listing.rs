@@ -15,7 +15,7 @@ const PAGE_KEYS: usize = 100;
 
 /// Answers a page of keys.
 pub(crate) async fn keys(app: &App, request: Request<Body>) -> Result<Response<Body>, Problem> {
-    let space = app.cache.namespace(&target::namespace(request.uri())?);
+    let space = app.store.cache.namespace(&target::namespace(request.uri())?);
     let query = target::Query::parse(request.uri(), &["pattern", "after", "limit"])?;
     let limit_max = app.settings.http.page_keys_max;
     let limit = query.number("limit")?.unwrap_or(PAGE_KEYS.min(limit_max));
@@ -46,14 +46,14 @@ pub(crate) fn key_json(info: &KeyInfo) -> Value {
 
 /// Answers the names of all namespaces.
 pub(crate) async fn namespaces(app: &App) -> Result<Response<Body>, Problem> {
-    let namespaces = app.cache.namespaces().await?;
+    let namespaces = app.store.cache.namespaces().await?;
     let names: Vec<&str> = namespaces.iter().map(larder::key::Namespace::as_str).collect();
     json(StatusCode::OK, &json!({ "namespaces": names }))
 }
 
 /// Answers the statistics of the cache.
-pub(crate) fn stats(app: &App) -> Result<Response<Body>, Problem> {
-    json(StatusCode::OK, &app.cache.stats())
+pub(crate) async fn stats(app: &App) -> Result<Response<Body>, Problem> {
+    json(StatusCode::OK, &app.store.stats().await)
 }
 
 /// Answers how the server is: always 200, since a restart cures none of what it may say.

@@ -81,7 +81,7 @@ impl From<Problem> for Outcome {
 /// Answers a batch.
 pub(crate) async fn batch(app: &App, request: Request<Body>) -> Result<Response<Body>, Problem> {
     let (parts, body) = request.into_parts();
-    let space = app.cache.namespace(&target::namespace(&parts.uri)?);
+    let space = app.store.cache.namespace(&target::namespace(&parts.uri)?);
     let Batch { operations } = read_json(app, &parts.headers, body).await?;
     let operations_max = app.settings.http.batch_operations_max;
     if operations.len() > operations_max {
@@ -236,7 +236,7 @@ struct Selection {
 /// Answers a removal of many.
 pub(crate) async fn invalidate(app: &App, request: Request<Body>) -> Result<Response<Body>, Problem> {
     let (parts, body) = request.into_parts();
-    let space = app.cache.namespace(&target::namespace(&parts.uri)?);
+    let space = app.store.cache.namespace(&target::namespace(&parts.uri)?);
     let selection: Selection = read_json(app, &parts.headers, body).await?;
     let _locked = app.locks.all_shared().await;
     let (is_queued, removed) = match selection {

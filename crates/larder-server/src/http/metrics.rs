@@ -2,7 +2,8 @@
 //! anything else that a client chose.
 
 use super::routes::Operation;
-use larder::{Health, HealthLevel, Stats};
+use larder::Stats;
+use larder::backend::Usage;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -84,27 +85,34 @@ impl Text {
     }
 }
 
+/// What is read for one scrape.
+#[derive(Debug)]
+pub(crate) struct Scrape {
+    pub(crate) stats: Stats,
+    pub(crate) database: Option<Usage>,
+    pub(crate) is_degraded: bool,
+    pub(crate) body_bytes: u64,
+}
+
 /// Writes all metrics.
-pub(crate) fn render(
-    http: &HttpMetrics,
-    stats: &Stats,
-    health: &Health,
-    is_degraded: bool,
-    body_bytes: u64,
-) -> String {
+pub(crate) fn render(http: &HttpMetrics, scrape: &Scrape) -> String {
     let mut text = Text::default();
     text.family("larder_build_info", "gauge", "Always 1; the version is a label.");
     text.sample("larder_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
-    let degraded = is_degraded || health.level != HealthLevel::Healthy;
-    text.gauge(
-        "larder_degraded",
-        "1 while something that should work doesn't; see /healthz.",
-        degraded.into(),
-    );
-    of_cache(&mut text, stats);
-    of_tiers(&mut text, stats);
+    let degraded = scrape.is_degraded.into();
+    text.gauge("larder_degraded", "1 while something that should work doesn't; see /healthz.", degraded);
+    of_cache(&mut text, &scrape.stats);
+    of_tiers(&mut text, &scrape.stats);
+    if let Some(usage) = scrape.database {
+        text.gauge(
+            "larder_database_entries",
+            "Entries in the database, unswept ones included.",
+            usage.entries,
+        );
+        text.gauge("larder_database_bytes", "Bytes that they take, as the database counts.", usage.bytes);
+    }
     of_http(&mut text, http);
-    text.gauge("larder_http_body_bytes", "Bytes of request bodies in memory.", body_bytes);
+    text.gauge("larder_http_body_bytes", "Bytes of request bodies in memory.", scrape.body_bytes);
     text.0
 }
 

@@ -19,6 +19,7 @@ pub(crate) use server::{Ended, serve};
 pub(crate) use target::percent_encode;
 
 use crate::config::Settings;
+use crate::store::Store;
 use crate::value::{Key, StoredValue};
 use axum::Router;
 use axum::body::Body;
@@ -35,7 +36,7 @@ use std::time::Instant;
 /// Everything that requests share.
 #[derive(Debug)]
 pub(crate) struct App {
-    cache: Cache<Key, StoredValue>,
+    store: Store,
     settings: Settings,
     /// Why there is no database below memory, if there is none.
     database_fault: Option<String>,
@@ -58,15 +59,11 @@ struct ServerHealth {
 }
 
 impl App {
-    pub(crate) fn new(
-        cache: Cache<Key, StoredValue>,
-        settings: Settings,
-        database_fault: Option<String>,
-    ) -> Self {
+    pub(crate) fn new(store: Store, settings: Settings, database_fault: Option<String>) -> Self {
         App {
             access: access::Access::new(&settings),
             bodies: body::Bodies::new(settings.http.bodies_bytes_max.0, settings.http.body_bytes_max.0),
-            cache,
+            store,
             settings,
             database_fault,
             locks: locks::Locks::new(),
@@ -130,21 +127,21 @@ impl App {
     }
 
     async fn health(&self) -> ServerHealth {
-        let cache = self.cache.health().await;
-        let fault = self.database_fault.iter().map(|fault| format!("memory only: {fault}"));
-        let level = if self.database_fault.is_some() { HealthLevel::Degraded } else { cache.level };
-        ServerHealth { level, notes: fault.collect(), cache }
+        let cache = self.store.cache.health().await;
+        let notes: Vec<String> =
+            self.database_fault.iter().map(|fault| format!("memory only: {fault}")).collect();
+        let level = if notes.is_empty() { cache.level } else { HealthLevel::Degraded };
+        ServerHealth { level, notes, cache }
     }
 
     async fn metrics_response(&self) -> Response<Body> {
-        let (stats, health) = (self.cache.stats(), self.cache.health().await);
-        let text = metrics::render(
-            &self.metrics,
-            &stats,
-            &health,
-            self.database_fault.is_some(),
-            self.bodies.held(),
-        );
+        let scrape = metrics::Scrape {
+            stats: self.store.cache.stats(),
+            database: self.store.usage().await,
+            is_degraded: self.health().await.level != HealthLevel::Healthy,
+            body_bytes: self.bodies.held(),
+        };
+        let text = metrics::render(&self.metrics, &scrape);
         let mut response = Response::new(Body::from(text));
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
@@ -231,8 +228,10 @@ impl<F: FnMut()> Drop for OnDrop<F> {
 
 /// An answer of JSON.
 fn json(status: StatusCode, value: &impl Serialize) -> Result<Response<Body>, Problem> {
-    let text = serde_json::to_string(value)
+    let mut text = serde_json::to_string(value)
         .map_err(|error| Problem::new(Kind::Internal, format!("the answer can't be encoded: {error}")))?;
+    // For terminals.
+    text.push('\n');
     let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -119,7 +119,7 @@ impl Problem {
     pub(crate) fn into_response(self, request_id: &str) -> Response<Body> {
         let mut document = self.to_json();
         document["request_id"] = json!(request_id);
-        let mut response = Response::new(Body::from(document.to_string()));
+        let mut response = Response::new(Body::from(format!("{document}\n")));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

@@ -70,7 +70,7 @@ impl Operation {
             RunBatch => many::batch(app, request).await,
             Invalidate => many::invalidate(app, request).await,
             ListNamespaces => listing::namespaces(app).await,
-            GetStats => listing::stats(app),
+            GetStats => listing::stats(app).await,
             GetHealth => listing::health(app).await,
             GetReady => listing::ready(app),
             GetMetrics => Ok(app.metrics_response().await),

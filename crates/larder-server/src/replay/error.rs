@@ -18,8 +18,10 @@ pub(crate) enum ReplayError {
     NoAccesses { trace: String, lines: u64, malformed: u64, first: Option<String> },
     /// The bytes are text in an encoding whose lines can't be told apart.
     Encoding { trace: String },
-    /// A tier of the stack could not be opened.
+    /// A tier of the stack could not be opened or failed.
     Tier { tier: &'static str, problem: String },
+    /// No async runtime could be started.
+    Runtime(io::Error),
     /// The table could not be written.
     Output(io::Error),
 }
@@ -48,6 +50,7 @@ impl fmt::Display for ReplayError {
                 )
             }
             Tier { tier, problem } => write!(f, "tier {tier}: {problem}"),
+            Runtime(source) => write!(f, "no runtime could be started: {source}"),
             Output(source) => write!(f, "standard output: {source}"),
         }
     }
@@ -56,7 +59,8 @@ impl fmt::Display for ReplayError {
 impl std::error::Error for ReplayError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Open { source, .. } | Self::Read { source, .. } | Self::Output(source) => Some(source),
+            Self::Open { source, .. } | Self::Read { source, .. } => Some(source),
+            Self::Runtime(source) | Self::Output(source) => Some(source),
             _ => None,
         }
     }

@@ -67,9 +67,9 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    pub(super) fn new(seed: u64) -> Self {
-        // xorshift stays at zero forever.
-        Self { state: seed | 1 << 63, gap: 0 }
+    /// Always the same choice, so that one run times what the other did.
+    pub(super) fn new() -> Self {
+        Self { state: 0x9e37_79b9_7f4a_7c15, gap: 0 }
     }
 
     /// Whether to time this access. The gaps are 1 to 31, 16 on average.
@@ -124,13 +124,9 @@ mod tests {
     }
 
     #[test]
-    fn sampler_takes_its_share_and_follows_the_seed() {
-        let taken = |seed| {
-            let mut sampler = Sampler::new(seed);
-            (0..160_000).filter(|_| sampler.takes()).collect::<Vec<_>>()
-        };
-        assert!((9_500..10_500).contains(&taken(1).len()), "{}", taken(1).len());
-        assert_eq!(taken(1), taken(1));
-        assert_ne!(taken(1), taken(2));
+    fn sampler_takes_its_share() {
+        let mut sampler = Sampler::new();
+        let taken = (0..160_000).filter(|_| sampler.takes()).count();
+        assert!((9_500..10_500).contains(&taken), "{taken}");
     }
 }

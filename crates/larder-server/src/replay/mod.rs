@@ -4,6 +4,7 @@
 //! set beside what LRU and a perfect policy make of it ([`oracle`]).
 
 mod error;
+mod folder;
 mod input;
 mod latency;
 mod layout;
@@ -20,14 +21,15 @@ pub(crate) use settings::ReplayArgs;
 
 use latency::{Histogram, Sampler};
 use oracle::{LruCurve, NextUses};
-use progress::{ACCESSES_PER_TICK, Progress};
+use progress::{ACCESSES_PER_TICK, ACCESSES_PER_TICK_SLOW, Progress};
 use report::{Best, Report, Row};
 use settings::By;
-use stack::{Limit, Outcome, Stack, StackOptions, TierReport};
+use stack::{Limit, Outcome, SqliteTier, Stack, StackOptions, TierReport, Tiers, Values};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
 use trace::Trace;
 
 /// Replays every trace of the command line and prints what came out.
@@ -56,7 +58,9 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<ExitCode, ReplayError> {
                     written => written.map_err(ReplayError::Output)?,
                 }
             }
-            Err(error @ (ReplayError::Tier { .. } | ReplayError::Output(_))) => return Err(error),
+            Err(error @ (ReplayError::Tier { .. } | ReplayError::Runtime(_) | ReplayError::Output(_))) => {
+                return Err(error);
+            }
             Err(error) => {
                 eprintln!("error: {error}");
                 code = ExitCode::FAILURE;
@@ -76,25 +80,28 @@ fn replay_trace(path: &Path, args: &ReplayArgs) -> Result<Report, ReplayError> {
         By::Bytes => distinct_bytes,
     };
     let capacities = args.capacities_of(whole);
-    // One pass per capacity over the stack and over Belady, one of LRU; by bytes it is the other way round.
-    progress.replaying((2 * capacities.len() as u64 + 1) * trace.len() as u64);
-
+    // One pass of Belady per capacity and one of LRU; by bytes it is the other way round.
+    progress.begin("comparing", (capacities.len() as u64 + 1) * trace.len() as u64);
     let (lru, best) = oracles(&trace, args.by, &capacities, &progress);
+
+    progress.begin("replaying", capacities.len() as u64 * trace.len() as u64);
+    let limit = |capacity| match args.by {
+        By::Entries => Limit::Entries(capacity),
+        By::Bytes => Limit::Bytes(capacity),
+    };
+    let values = Values::new(trace.smallest_sizes(), trace.largest_size());
     let mut rows = Vec::with_capacity(capacities.len());
     for (at, capacity) in capacities.iter().copied().enumerate() {
-        let limit = match args.by {
-            By::Entries => Limit::Entries(capacity),
-            By::Bytes => Limit::Bytes(capacity),
+        let sqlite = match args.tiers {
+            Tiers::L1 => None,
+            Tiers::L1Sqlite => {
+                Some(SqliteTier { limit: args.sqlite_capacity_of(capacity, whole).map(limit) })
+            }
         };
-        let mut stack = stack::open(&StackOptions {
-            tiers: args.tiers,
-            limit,
-            value_bytes_typical: distinct_bytes / u64::from(trace.distinct.max(1)),
-            ttl_ms: args.ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
-            seed: args.seed,
-        })?;
+        let options = StackOptions { l1: limit(capacity), sqlite, ttl: args.ttl, values: values.clone() };
         progress.pass(format!("capacity {} of {}", at + 1, capacities.len()));
-        let (tiers, latencies) = replay(stack.as_mut(), &trace, args.seed, &progress);
+        let (tiers, latencies) = runtime()?.block_on(replay(&options, &trace, &progress))?;
+        progress.suspend(|| report_failures(&trace, capacity, &tiers));
         rows.push(Row { capacity, whole, lru_hits: lru[at], best_hits: best[at], tiers, latencies });
     }
     let best = match args.by {
@@ -127,37 +134,57 @@ struct Latencies {
     misses: Histogram,
 }
 
-fn replay(
-    stack: &mut dyn Stack,
+/// Replays on a fresh stack, in one future for the whole trace: what is timed is then the cache, and not a
+/// runtime being entered and left for each access.
+async fn replay(
+    options: &StackOptions,
     trace: &Trace,
-    seed: u64,
     progress: &Progress,
-) -> (Vec<TierReport>, Latencies) {
-    let tiers = stack.report().len();
+) -> Result<(Vec<TierReport>, Latencies), ReplayError> {
+    let mut stack = Stack::open(options).await?;
+    let replayed = replay_on(&mut stack, trace, progress).await;
+    // In any case, so that nothing stays on the disk; but the first failure is the one to tell.
+    let closed = stack.close().await;
+    let replayed = replayed?;
+    closed.map(|()| replayed)
+}
+
+async fn replay_on(
+    stack: &mut Stack,
+    trace: &Trace,
+    progress: &Progress,
+) -> Result<(Vec<TierReport>, Latencies), ReplayError> {
+    let tiers = stack.tiers();
+    let accesses_per_tick = if tiers == 1 { ACCESSES_PER_TICK } else { ACCESSES_PER_TICK_SLOW };
     let mut latencies = Latencies { hits: vec![Histogram::new(); tiers], misses: Histogram::new() };
-    let mut sampler = Sampler::new(seed);
+    let mut sampler = Sampler::new();
     let clock_cost = latency::clock_cost();
     for (access, id) in trace.ids.iter().copied().enumerate() {
-        if access % ACCESSES_PER_TICK == 0 {
-            progress.advance(ACCESSES_PER_TICK.min(trace.len() - access));
+        if access % accesses_per_tick == 0 {
+            progress.advance(accesses_per_tick.min(trace.len() - access));
         }
         if let Some(times_ms) = &trace.times_ms {
-            stack.set_time(times_ms[access]);
+            stack.set_time(times_ms[access]).await?;
         }
         let size = trace.size(access);
         if !sampler.takes() {
-            stack.access(id, size);
+            stack.access(id, size).await?;
             continue;
         }
         let begun = Instant::now();
-        let outcome = stack.access(id, size);
+        let outcome = stack.access(id, size).await?;
         let nanos = nanos(begun.elapsed().saturating_sub(clock_cost));
         match outcome {
             Outcome::Hit(tier) => latencies.hits[tier].record(nanos),
             Outcome::Miss => latencies.misses.record(nanos),
         }
     }
-    (stack.report(), latencies)
+    Ok((stack.report().await?, latencies))
+}
+
+/// What a replay runs on: this thread, so that nothing competes with it but the tiers' own threads.
+fn runtime() -> Result<Runtime, ReplayError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ReplayError::Runtime)
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -178,5 +205,14 @@ fn report_malformed(trace: &Trace) {
     }
     if trace.cut {
         eprintln!("warning: {}: stopped after {} accesses (--limit)", trace.name, trace.len());
+    }
+}
+
+fn report_failures(trace: &Trace, capacity: u64, tiers: &[TierReport]) {
+    for tier in tiers.iter().filter(|tier| tier.failures > 0) {
+        eprintln!(
+            "warning: {}: at capacity {capacity}, {} calls of {} failed or passed it by: it held less than it could",
+            trace.name, tier.failures, tier.name
+        );
     }
 }

@@ -9,9 +9,12 @@ use std::time::Duration;
 /// Accesses between two updates: rare enough to cost nothing, often enough to look alive.
 pub(super) const ACCESSES_PER_TICK: usize = 1 << 16;
 
-const READ_SIZED: &str = "{prefix:>8} [{bar:32}] {bytes}/{total_bytes}, {bytes_per_sec}, {left} left";
-const READ_UNSIZED: &str = "{prefix:>8} {spinner} {bytes}, {bytes_per_sec}";
-const REPLAY: &str = "{prefix:>8} [{bar:32}] {human_pos}/{human_len} accesses, {rate}, {left} left, {msg}";
+/// The same where an access may wait for a disk.
+pub(super) const ACCESSES_PER_TICK_SLOW: usize = 1 << 8;
+
+const READ_SIZED: &str = "{prefix:>9} [{bar:32}] {bytes}/{total_bytes}, {bytes_per_sec}, {left} left";
+const READ_UNSIZED: &str = "{prefix:>9} {spinner} {bytes}, {bytes_per_sec}";
+const REPLAY: &str = "{prefix:>9} [{bar:32}] {human_pos}/{human_len} accesses, {rate}, {left} left, {msg}";
 
 /// One bar, for one trace.
 pub(super) struct Progress(ProgressBar);
@@ -39,13 +42,14 @@ impl Progress {
         self.0.wrap_read(reader)
     }
 
-    /// Goes over from bytes read to `accesses` replayed, all passes together.
-    pub(super) fn replaying(&self, accesses: u64) {
+    /// Begins anew with `accesses` of all passes together. What is done for them differs in speed, so that
+    /// the time left is only right when each kind has a bar of its own.
+    pub(super) fn begin(&self, what: &'static str, accesses: u64) {
         // Back to zero first, so that no drawing shows bytes as accesses.
         self.0.reset();
         self.0.set_length(accesses);
         self.0.set_style(style(REPLAY));
-        self.0.set_prefix("replaying");
+        self.0.set_prefix(what);
     }
 
     /// Says which pass runs.

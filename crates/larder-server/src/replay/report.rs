@@ -55,10 +55,15 @@ impl Row {
         self.tiers.iter().map(|tier| tier.hits).sum()
     }
 
-    /// How far larder got on the way from LRU to the best; `None` when there is no way to go.
+    /// Hits of L1, which stand beside LRU's and the best at the same capacity.
+    fn l1_hits(&self) -> u64 {
+        self.tiers[0].hits
+    }
+
+    /// How far L1 got on the way from LRU to the best; `None` when there is no way to go.
     fn way(&self) -> Option<f64> {
         let whole = self.best_hits as f64 - self.lru_hits as f64;
-        (whole != 0.0).then(|| (self.hits() as f64 - self.lru_hits as f64) / whole)
+        (whole != 0.0).then(|| (self.l1_hits() as f64 - self.lru_hits as f64) / whole)
     }
 }
 
@@ -68,6 +73,15 @@ impl Report {
             By::Entries => "entries",
             By::Bytes => "bytes",
         }
+    }
+
+    fn has_tiers(&self) -> bool {
+        self.rows.iter().any(|row| row.tiers.len() > 1)
+    }
+
+    /// What L1's hit ratios are called beside LRU's.
+    fn l1_title(&self) -> &'static str {
+        if self.has_tiers() { "L1" } else { "larder" }
     }
 
     fn ratio(&self, hits: u64) -> f64 {
@@ -87,7 +101,11 @@ impl Report {
             "LRU to",
             "",
             "",
-            " ───── hit ────",
+            if self.has_tiers() {
+                " ─── L1 hit ───"
+            } else {
+                " ───── hit ────"
+            },
             " ──── miss ────"
         )?;
         writeln!(
@@ -95,7 +113,7 @@ impl Report {
             "{:>11} {:>6}  {:>6} {:>6} {best:>6} {best:>6} {:>11} {:>8} {:>7} {:>7} {:>7} {:>7}",
             unit,
             if self.by == By::Entries { "keys" } else { "bytes" },
-            "larder",
+            self.l1_title(),
             "LRU",
             "evictions",
             "held",
@@ -113,27 +131,31 @@ impl Report {
                 "{:>11} {:>6}  {:>6} {:>6} {:>6} {:>6} {:>11} {:>8} {hit_p50:>7} {hit_p99:>7} {miss_p50:>7} {miss_p99:>7}",
                 self.capacity_label(row.capacity),
                 share_of(row.capacity, row.whole),
-                percent(self.ratio(row.hits())),
+                percent(self.ratio(row.l1_hits())),
                 percent(self.ratio(row.lru_hits)),
                 percent(self.ratio(row.best_hits)),
                 row.way().map_or_else(|| "–".to_owned(), |way| format!("{:.0}%", way * 100.0)),
-                grouped(l1.evictions),
+                count(l1.evictions),
                 bytes(l1.bytes),
             )?;
         }
-        if self.rows.iter().any(|row| row.tiers.len() > 1) {
+        if self.has_tiers() {
             self.write_tiers(out)?;
         }
+        self.write_too_large(out)?;
         if plot && self.rows.len() > 1 {
             writeln!(out)?;
             let points = |hits: &dyn Fn(&Row) -> u64| {
                 self.rows.iter().map(|row| (row.capacity as f64, self.ratio(hits(row)))).collect()
             };
-            let series = [
-                Series { name: "larder", glyph: '●', points: points(&Row::hits) },
+            let mut series = vec![
+                Series { name: self.l1_title(), glyph: '●', points: points(&Row::l1_hits) },
                 Series { name: self.best.title(), glyph: '▲', points: points(&|row| row.best_hits) },
                 Series { name: "LRU", glyph: '○', points: points(&|row| row.lru_hits) },
             ];
+            if self.has_tiers() {
+                series.insert(0, Series { name: "all tiers", glyph: '■', points: points(&Row::hits) });
+            }
             let ticks: Vec<String> = self.rows.iter().map(|row| self.capacity_label(row.capacity)).collect();
             plot::write(out, &series, &ticks)?;
         }
@@ -187,6 +209,14 @@ impl Report {
                 )?;
             }
         }
+        if self.has_tiers() {
+            writeln!(out, "  sqlite: every set waits for its commit, which is not synced to the disk")?;
+            writeln!(
+                out,
+                "          (Durability::Process); LRU and {} are those of L1 alone",
+                self.best.title()
+            )?;
+        }
         writeln!(out, "  times: of one access in {SAMPLED_ONE_IN}, on one thread")?;
         writeln!(out)
     }
@@ -194,24 +224,52 @@ impl Report {
     fn write_tiers(&self, out: &mut impl Write) -> io::Result<()> {
         writeln!(
             out,
-            "\n{:>11} {:<8} {:>7} {:>12} {:>12} {:>12} {:>10} {:>8} {:>8}",
-            "capacity", "tier", "hit, %", "asked", "evictions", "entries", "held", "hit p50", "p99"
+            "\n{:<6} {:>11} {:>11} {:>7} {:>7} {:>11} {:>11} {:>9} {:>7} {:>7}",
+            "tier", "capacity", "asked", "hit, %", "of all", "evictions", "entries", "held", "hit p50", "p99"
         )?;
         for row in &self.rows {
-            for (at, tier) in row.tiers.iter().enumerate() {
+            for (tier, latency) in row.tiers.iter().zip(&row.latencies.hits) {
                 let asked = tier.hits + tier.misses;
-                let capacity = if at == 0 { self.capacity_label(row.capacity) } else { String::new() };
                 writeln!(
                     out,
-                    "{capacity:>11} {:<8} {:>7} {:>12} {:>12} {:>12} {:>10} {:>8} {:>8}",
+                    "{:<6} {:>11} {:>11} {:>7} {:>7} {:>11} {:>11} {:>9} {:>7} {:>7}",
                     tier.name,
-                    if asked == 0 { "–".to_owned() } else { percent(tier.hits as f64 / asked as f64) },
+                    tier.capacity
+                        .map_or_else(|| "unlimited".to_owned(), |capacity| self.capacity_label(capacity)),
                     grouped(asked),
-                    grouped(tier.evictions),
+                    if asked == 0 { "–".to_owned() } else { percent(tier.hits as f64 / asked as f64) },
+                    percent(self.ratio(tier.hits)),
+                    count(tier.evictions),
                     grouped(tier.entries),
                     bytes(tier.bytes),
-                    time(row.latencies.hits[at].quantile(0.5)),
-                    time(row.latencies.hits[at].quantile(0.99)),
+                    time(latency.quantile(0.5)),
+                    time(latency.quantile(0.99)),
+                )?;
+            }
+            let hits = row.hits();
+            writeln!(
+                out,
+                "{:<6} {:>11} {:>11} {:>7} {:>7}",
+                "all",
+                "",
+                grouped(self.trace.len() as u64),
+                percent(self.ratio(hits)),
+                percent(self.ratio(hits))
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Says where values were not kept because of their size: their misses are no fault of the policy.
+    fn write_too_large(&self, out: &mut impl Write) -> io::Result<()> {
+        for row in &self.rows {
+            for tier in row.tiers.iter().filter(|tier| tier.too_large > 0) {
+                writeln!(
+                    out,
+                    "  capacity {}: {} values were too large for {} and not kept",
+                    self.capacity_label(row.capacity),
+                    grouped(tier.too_large),
+                    tier.name
                 )?;
             }
         }
@@ -247,11 +305,14 @@ impl Report {
             };
             let tiers = row.tiers.iter().zip(&row.latencies.hits).map(|(tier, latency)| TierLine {
                 name: tier.name,
+                capacity: tier.capacity,
                 hits: tier.hits,
                 misses: tier.misses,
                 hit_ratio: (tier.hits + tier.misses > 0)
                     .then(|| tier.hits as f64 / (tier.hits + tier.misses) as f64),
                 evictions: tier.evictions,
+                too_large: tier.too_large,
+                failures: tier.failures,
                 entries: tier.entries,
                 bytes: tier.bytes,
                 hit_latency_ns: Percentiles::of(latency),
@@ -331,10 +392,15 @@ struct Oracle {
 #[derive(Serialize)]
 struct TierLine {
     name: &'static str,
+    /// `None` is unlimited.
+    capacity: Option<u64>,
     hits: u64,
     misses: u64,
+    /// Of what reached the tier.
     hit_ratio: Option<f64>,
-    evictions: u64,
+    evictions: Option<u64>,
+    too_large: u64,
+    failures: u64,
     entries: u64,
     bytes: u64,
     hit_latency_ns: Percentiles,
@@ -368,6 +434,11 @@ fn grouped(number: u64) -> String {
         grouped.push(digit);
     }
     grouped
+}
+
+/// A number that may not be known.
+fn count(number: Option<u64>) -> String {
+    number.map_or_else(|| "–".to_owned(), grouped)
 }
 
 fn percent(ratio: f64) -> String {
@@ -427,7 +498,17 @@ mod tests {
     }
 
     fn tier(name: &'static str, hits: u64, misses: u64) -> TierReport {
-        TierReport { name, hits, misses, evictions: 1, entries: 2, bytes: 3 }
+        TierReport {
+            name,
+            capacity: Some(999_999_999),
+            hits,
+            misses,
+            evictions: Some(999_999_999),
+            too_large: 0,
+            failures: 0,
+            entries: 999_999_999,
+            bytes: 1023 << 10,
+        }
     }
 
     fn report(tiers: &[TierReport]) -> Report {
@@ -459,10 +540,20 @@ mod tests {
     #[test]
     fn table_fits_into_100_columns_and_has_a_line_per_tier() {
         let one = text(&report(&[tier("l1", 2, 8)]));
-        assert!(one.contains("50%") && !one.contains("tier"), "{one}");
+        assert!(one.contains(" 50% ") && one.contains("● larder") && !one.contains("tier"), "{one}");
         let two = text(&report(&[tier("l1", 2, 8), tier("sqlite", 4, 4)]));
-        assert!(two.contains(" 150% "), "2 + 4 of 10 is past Belady's 4, LRU has 0: {two}");
-        assert_eq!(two.lines().filter(|line| line.contains(" sqlite ")).count(), 2, "{two}");
+        assert!(two.contains(" 50% ") && two.contains("● L1"), "L1's 2 stand beside Belady's 4: {two}");
+        let words = |first: &str| -> Vec<Vec<&str>> {
+            let lines = two.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            lines.filter(|words| words.first() == Some(&first)).collect()
+        };
+        assert_eq!(words("l1").len(), 2, "{two}");
+        assert_eq!(
+            words("sqlite")[0][2..5],
+            ["8", "50.00", "40.00"],
+            "4 of the 8 that reached it, of 10 in all"
+        );
+        assert_eq!(words("all")[0][1..], ["10", "60.00", "60.00"]);
         for line in one.lines().chain(two.lines()) {
             assert!(line.chars().count() <= 100, "{} columns: {line}", line.chars().count());
         }

@@ -13,15 +13,21 @@ use std::time::Duration;
 /// Each trace is replayed through larder's cache once per capacity. Beside the result stand LRU's hit ratio
 /// at the same capacity and the best that any policy could have reached: Belady's optimum, or with --by
 /// bytes an upper bound of it (PFOO-L), because the optimum itself can't be computed. Both are exact and know
-/// no TTL. Latencies are those of one thread that does nothing else, from one access in 16, without the cost
-/// of the clock.
+/// no TTL. A miss is the look-up and the set that follows it. Latencies are those of one thread that does
+/// nothing else, from one access in 16, without the cost of the clock. Keys are hashed differently in each
+/// run, as in service, so that hit ratios differ by some hundredths of a percent.
+///
+/// With --tiers l1,sqlite, what L1 misses is looked for in a SQLite file, and set in both when it is not there
+/// either. Every set waits for its commit (Durability::Process: not synced to the disk each time), which is
+/// some thousand sets per second. The file lies in a new folder below TMPDIR and is removed at the end. LRU
+/// and the best possible remain those of L1's capacity.
 ///
 /// A trace may be plain, gzip or zstd; its content tells, not its name. Blank lines and lines that begin with
 /// # say nothing. Keys are bytes in any encoding. A CSV header may name the columns: timestamp, time or ts;
 /// key, id, object, object_id or obj_id; size, bytes, value_size, object_size or obj_size.
 ///
 /// Memory: 8 bytes per access and up to 80 per distinct key, 4 more per access with sizes, 8 more with --ttl,
-/// 16 more with --by bytes.
+/// 16 more with --by bytes; and @@ per entry that L1 may hold.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ReplayArgs {
     /// The traces, each replayed by itself; - is standard input
@@ -41,6 +47,11 @@ pub(crate) struct ReplayArgs {
     #[arg(long, value_enum, default_value = "l1")]
     pub(super) tiers: Tiers,
 
+    /// What SQLite may hold below L1: a multiple of L1's capacity (10x), a capacity as above, or unlimited; in
+    /// bytes, its rows count with their keys [default: 10x, as a disk costs about a tenth of memory]
+    #[arg(long, value_name = "CAPACITY")]
+    pub(super) sqlite_capacity: Option<SqliteCapacity>,
+
     /// How long entries live, by the trace's timestamps: 500ms, 30s, 5m, 2h, 1d
     #[arg(long, value_parser = parse_ttl, value_name = "DURATION")]
     pub(super) ttl: Option<Duration>,
@@ -53,10 +64,9 @@ pub(crate) struct ReplayArgs {
     #[arg(long, value_parser = parse_value_bytes, default_value = "1K", value_name = "BYTES")]
     pub(super) value_bytes: u32,
 
-    /// Replay only so many accesses of each trace
-    #[arg(long, default_value_t = 100_000_000, value_name = "ACCESSES",
-          value_parser = clap::value_parser!(u64).range(1..=ACCESSES_MAX))]
-    pub(super) limit: u64,
+    /// Replay only so many accesses of each trace [default: 100000000, or 200000 with SQLite]
+    #[arg(long, value_name = "ACCESSES", value_parser = clap::value_parser!(u64).range(1..=ACCESSES_MAX))]
+    pub(super) limit: Option<u64>,
 
     /// How to read the traces
     #[arg(long, value_enum, default_value = "auto")]
@@ -73,10 +83,6 @@ pub(crate) struct ReplayArgs {
     /// Leave out the plot
     #[arg(long)]
     pub(super) no_plot: bool,
-
-    /// Seeds the cache's hashes and the choice of accesses to time
-    #[arg(long, default_value_t = 1, value_name = "NUMBER")]
-    pub(super) seed: u64,
 }
 
 /// What capacities count.
@@ -107,13 +113,39 @@ pub(crate) enum Capacity {
     Percent(f64),
 }
 
+/// What SQLite may hold.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum SqliteCapacity {
+    /// So many times what L1 may.
+    Times(f64),
+    Own(Capacity),
+    Unlimited,
+}
+
+/// A replay with SQLite takes minutes at this length, and hours at the other.
+const LIMIT_SQLITE: u64 = 200_000;
+const LIMIT_L1: u64 = 100_000_000;
+
 impl ReplayArgs {
     /// Checks what clap can't: settings that contradict each other.
     pub(super) fn check(&self) -> Result<(), ReplayError> {
-        for capacity in &self.capacity {
+        let of_sqlite = match &self.sqlite_capacity {
+            Some(_) if self.tiers == Tiers::L1 => {
+                return Err(ReplayError::Setting {
+                    setting: "--sqlite-capacity",
+                    value: "set".to_owned(),
+                    allowed: "only with --tiers l1,sqlite".to_owned(),
+                });
+            }
+            Some(SqliteCapacity::Own(capacity)) => Some(("--sqlite-capacity", capacity)),
+            _ => None,
+        };
+        for (setting, capacity) in
+            self.capacity.iter().map(|capacity| ("--capacity", capacity)).chain(of_sqlite)
+        {
             if let (Capacity::Bytes { written, .. }, By::Entries) = (capacity, self.by) {
                 return Err(ReplayError::Setting {
-                    setting: "--capacity",
+                    setting,
                     value: written.clone(),
                     allowed: "a suffix only with --by bytes; entries are a plain number or a percentage"
                         .to_owned(),
@@ -134,7 +166,10 @@ impl ReplayArgs {
         ReadOptions {
             format: self.format,
             strict: self.strict,
-            limit: self.limit,
+            limit: self.limit.unwrap_or(match self.tiers {
+                Tiers::L1 => LIMIT_L1,
+                Tiers::L1Sqlite => LIMIT_SQLITE,
+            }),
             value_bytes: self.value_bytes,
             keep_times: self.ttl.map(|_| match self.time_unit {
                 TimeUnit::S => 1e3,
@@ -151,6 +186,16 @@ impl ReplayArgs {
         capacities.sort_unstable();
         capacities.dedup();
         capacities
+    }
+
+    /// What SQLite may hold below an L1 of capacity `l1`; `None` is unlimited.
+    pub(super) fn sqlite_capacity_of(&self, l1: u64, whole: u64) -> Option<u64> {
+        match self.sqlite_capacity.as_ref().unwrap_or(&SqliteCapacity::Times(10.0)) {
+            // Saturates where the product passes 2^64.
+            SqliteCapacity::Times(times) => Some((l1 as f64 * times).round() as u64),
+            SqliteCapacity::Own(capacity) => Some(capacity.of(whole)),
+            SqliteCapacity::Unlimited => None,
+        }
     }
 }
 
@@ -179,6 +224,23 @@ impl FromStr for Capacity {
             Ok(number) => Self::Number(number),
             Err(_) => Self::Bytes { bytes, written: text.to_owned() },
         })
+    }
+}
+
+impl FromStr for SqliteCapacity {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "unlimited" {
+            return Ok(Self::Unlimited);
+        }
+        if let Some(times) = text.strip_suffix('x') {
+            let times = times.parse::<f64>().ok().filter(|times| times.is_finite() && *times >= 1.0);
+            return times
+                .map(Self::Times)
+                .ok_or_else(|| "a multiple of L1's capacity is 1x or more".to_owned());
+        }
+        text.parse().map(Self::Own).map_err(|error| format!("{error}, 10x, or unlimited"))
     }
 }
 
@@ -241,6 +303,22 @@ mod tests {
     }
 
     #[test]
+    fn sqlite_capacity_follows_l1_unless_it_is_set() {
+        let of = |written: &[&str]| {
+            let args = parse(&[&["t", "--tiers", "l1,sqlite"], written].concat()).unwrap();
+            assert!(args.check().is_ok());
+            args.sqlite_capacity_of(30, 2000)
+        };
+        assert_eq!(of(&[]), Some(300));
+        assert_eq!(of(&["--sqlite-capacity", "2.5x"]), Some(75));
+        assert_eq!(of(&["--sqlite-capacity", "50%"]), Some(1000));
+        assert_eq!(of(&["--sqlite-capacity", "7"]), Some(7));
+        assert_eq!(of(&["--sqlite-capacity", "unlimited"]), None);
+        assert_eq!(parse(&["t", "--tiers", "l1,sqlite"]).unwrap().read_options().limit, LIMIT_SQLITE);
+        assert_eq!(parse(&["t"]).unwrap().read_options().limit, LIMIT_L1);
+    }
+
+    #[test]
     fn what_is_not_allowed_is_refused_with_the_value() {
         for bad in
             ["0", "0%", "101%", "nan%", "-5", "x", "5T", "99999999999999999999", "18446744073709551615K", ""]
@@ -253,6 +331,19 @@ mod tests {
         }
         let error = parse(&["t", "--capacity", "4K"]).unwrap().check().unwrap_err().to_string();
         assert!(error.contains("`4K`") && error.contains("--by bytes"), "{error}");
+        for bad in ["0", "0.5x", "x", "nanx", "infx", "none"] {
+            assert!(
+                parse(&["t", "--tiers=l1,sqlite", &format!("--sqlite-capacity={bad}")]).is_err(),
+                "{bad}"
+            );
+        }
+        for (args, says) in [
+            (&["t", "--sqlite-capacity=9"][..], "--tiers l1,sqlite"),
+            (&["t", "--tiers=l1,sqlite", "--sqlite-capacity=9K"], "`9K`"),
+        ] {
+            let error = parse(args).unwrap().check().unwrap_err().to_string();
+            assert!(error.contains("--sqlite-capacity") && error.contains(says), "{error}");
+        }
         assert!(parse(&["-", "-"]).unwrap().check().is_err());
         assert!(parse(&[]).is_err());
     }

@@ -125,6 +125,14 @@ impl Trace {
         }
     }
 
+    /// The size of the largest value.
+    pub(super) fn largest_size(&self) -> u32 {
+        match &self.sizes {
+            Sizes::All(size) => *size,
+            Sizes::Each(sizes) => sizes.iter().copied().max().unwrap_or(1),
+        }
+    }
+
     /// The smallest size each key was seen with, by id.
     pub(super) fn smallest_sizes(&self) -> Vec<u32> {
         let mut smallest = vec![u32::MAX; self.distinct as usize];

@@ -105,6 +105,9 @@ pub fn conforms(value: &Value, schema: &Value) -> Result<(), String> {
     {
         return Err(format!("{value} is none of {allowed:?}"));
     }
+    if value.is_null() {
+        return Ok(());
+    }
     for name in schema["required"].as_array().into_iter().flatten() {
         if value.get(name.as_str().unwrap()).is_none() {
             return Err(format!("{name} is missing in {value}"));

@@ -60,6 +60,20 @@ impl Server {
             command.env("LARDER_LISTEN", "127.0.0.1:0");
         }
         command.arg(folder).args(arguments).envs(variables.iter().copied());
+        Server::of(command)
+    }
+
+    /// Starts a server that can't make a file longer than so many KiB: its disk is full soon.
+    pub fn start_on_a_small_disk(folder: &Path, kib: u32) -> Server {
+        let mut command = Command::new("sh");
+        // Ignored by the shell, the signal of the limit is ignored by what it becomes: writes just fail.
+        let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", kib * 2);
+        command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_larder"), "serve", "--listen", "127.0.0.1:0"]);
+        command.arg("--data").arg(folder);
+        Server::of(command)
+    }
+
+    fn of(mut command: Command) -> Server {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let errors = BufReader::new(child.stderr.take().unwrap());

@@ -245,9 +245,10 @@ impl Backend for MemoryBackend {
 
     async fn get(&self, key: &EntryKey) -> Result<Read> {
         self.check_open("get")?;
-        let ticket = self.fences.ticket();
         let now_ms = self.clock.wall_ms();
         let mut shard = self.shard(key);
+        // With the shard held, as in `remove`: whoever finds an entry has a ticket from before its removal.
+        let ticket = self.fences.ticket();
         let found = match shard.entries.get_mut(key) {
             None => Err(Miss::Absent),
             Some(entry) => match self.why_invalid(key, entry, now_ms) {
@@ -274,8 +275,10 @@ impl Backend for MemoryBackend {
     async fn remove(&self, key: &EntryKey) -> Result<Removed> {
         self.check_open("remove")?;
         let guard = self.fences.lock(key.hash64());
+        let mut shard = self.shard(key);
         guard.remove();
-        let removed = self.shard(key).delete(key);
+        let removed = shard.delete(key);
+        drop(shard);
         let was_valid =
             removed.is_some_and(|entry| self.why_invalid(key, &entry, self.clock.wall_ms()).is_none());
         Ok(if was_valid { Removed::Existed } else { Removed::Absent })

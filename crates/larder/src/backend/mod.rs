@@ -41,7 +41,8 @@ pub struct Ticket {
 /// The answer to a read: the entry, or why there is none, and the ticket for a later write of this key.
 #[derive(Clone, Debug)]
 pub struct Read {
-    /// Taken not later than the entry was read.
+    /// Taken not later than the entry was read, and before any removal of it: a removal that the ticket is
+    /// younger than has left nothing to find.
     pub ticket: Ticket,
     /// The sealed envelope, or the reason why there is none.
     pub found: Result<Bytes, Miss>,

@@ -1,11 +1,14 @@
 //! The cache for callers that don't await.
 
-use super::{Cache, Key, Loaded, Removal, Value, Written};
+use super::{Cache, Key, LoadContext, Loaded, Removal, Value, Written};
 use crate::error::{BoxError, Result};
 use crate::options::EntryOptions;
 use std::borrow::Borrow;
 use std::future::Future;
 use std::hash::Hash;
+use std::pin::Pin;
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// A view of a [`Cache`] whose methods block the calling thread.
 ///
@@ -50,7 +53,7 @@ impl<K: Key, V: Value> Blocking<K, V> {
         T: Into<Loaded<V>> + Send + 'static,
         E: Into<BoxError> + Send + 'static,
     {
-        wait(self.cache.get_or_load(key, |_| off_thread(load)))
+        wait(self.cache.get_or_load(key, off_thread(load)))
     }
 
     /// [`Cache::get_or_load_with`] with a loader that blocks.
@@ -65,7 +68,7 @@ impl<K: Key, V: Value> Blocking<K, V> {
         T: Into<Loaded<V>> + Send + 'static,
         E: Into<BoxError> + Send + 'static,
     {
-        wait(self.cache.get_or_load_with(key, options, |_| off_thread(load)))
+        wait(self.cache.get_or_load_with(key, options, off_thread(load)))
     }
 
     /// [`Cache::get_or_load_optional`] with a loader that blocks.
@@ -79,7 +82,39 @@ impl<K: Key, V: Value> Blocking<K, V> {
         F: FnOnce() -> Result<Option<V>, E> + Send + 'static,
         E: Into<BoxError> + Send + 'static,
     {
-        wait(self.cache.get_or_load_optional(key, options, |_| off_thread(load)))
+        wait(self.cache.get_or_load_optional(key, options, off_thread(load)))
+    }
+
+    /// [`Cache::reload`] with a loader that blocks.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reload<Q, F, T, E>(&self, key: &Q, options: &EntryOptions, load: F) -> Result<V>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+        F: FnOnce() -> Result<T, E> + Send + 'static,
+        T: Into<Loaded<V>> + Send + 'static,
+        E: Into<BoxError> + Send + 'static,
+    {
+        wait(self.cache.reload(key, options, off_thread(load)))
+    }
+
+    /// [`Cache::get_or_load_lazily`] with a loader that blocks.
+    #[cfg(feature = "macros")]
+    pub(crate) fn get_or_load_lazily<M, F, T, E>(
+        &self,
+        key: &K,
+        options: &EntryOptions,
+        make: M,
+    ) -> Result<Option<V>>
+    where
+        M: FnOnce() -> F,
+        F: FnOnce() -> Result<T, E> + Send + 'static,
+        T: Into<Loaded<V>> + Send + 'static,
+        E: Into<BoxError> + Send + 'static,
+    {
+        wait(self.cache.get_or_load_lazily(key, options, || off_thread(make())))
     }
 
     /// [`Cache::set`].
@@ -135,26 +170,49 @@ impl<K: Key, V: Value> Blocking<K, V> {
     }
 }
 
-/// Runs a blocking loader where it may block.
-async fn off_thread<T, E>(load: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, BoxError>
+/// A loader that runs a blocking one where it may block: on a thread of the runtime's pool, or where the
+/// caller is itself a loader, on a thread of its own. The pool is bounded and its threads may all be busy
+/// waiting for such inner loads, which would then never get one.
+fn off_thread<V, T, E>(
+    load: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> impl FnOnce(LoadContext<V>) -> BoxFuture<Result<T, BoxError>> + Send + 'static
 where
     T: Send + 'static,
     E: Into<BoxError> + Send + 'static,
 {
-    let flight = crate::sync::current_flight::get();
-    let run = move || {
-        // A load inside of the loader blocks this thread, and has to be known as this flight's.
-        crate::sync::current_flight::set(flight);
-        let loaded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load));
-        crate::sync::current_flight::set(0);
-        loaded
-    };
-    match tokio::task::spawn_blocking(run).await {
-        Ok(Ok(loaded)) => loaded.map_err(Into::into),
-        // Goes on as a panic of the flight, which tells its waiters.
-        Ok(Err(panic)) => std::panic::resume_unwind(panic),
-        Err(cancelled) => Err(cancelled.into()),
+    let is_nested = crate::sync::current_flight::get() != 0;
+    move |_| {
+        Box::pin(async move {
+            let flight = crate::sync::current_flight::get();
+            let run = move || {
+                // A load inside of the loader blocks this thread, and has to be known as this flight's.
+                crate::sync::current_flight::set(flight);
+                let loaded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load));
+                crate::sync::current_flight::set(0);
+                loaded
+            };
+            let ran =
+                if is_nested { on_own_thread(run).await? } else { tokio::task::spawn_blocking(run).await? };
+            match ran {
+                Ok(loaded) => loaded.map_err(Into::into),
+                // Goes on as a panic of the flight, which tells its waiters.
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
     }
+}
+
+async fn on_own_thread<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Result<T, BoxError> {
+    let (done, wait) = tokio::sync::oneshot::channel();
+    // What the load spawns or sleeps on must find the runtime that it would find on a thread of the pool.
+    let runtime = tokio::runtime::Handle::current();
+    let thread = std::thread::Builder::new().name("larder-nested".to_owned());
+    thread.spawn(move || {
+        let _runtime = runtime.enter();
+        // An error: the flight was given up, and nobody waits for the value.
+        drop(done.send(run()));
+    })?;
+    Ok(wait.await?)
 }
 
 #[cfg(not(larder_shuttle))]

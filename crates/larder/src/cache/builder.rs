@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 /// Makes the format once the envelope's options are known.
@@ -171,6 +171,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             clock,
             counters,
             spaces: crate::sync::Mutex::new(HashMap::new()),
+            next_space: AtomicU64::new(0),
             write_backs: AtomicUsize::new(0),
             is_closed: AtomicBool::new(false),
             has_adopted_stamps: AtomicBool::new(false),

@@ -65,7 +65,6 @@ impl<K: Key + Serialize, V: Value> Cache<K, V> {
             self.shared.tiers.iter().rev().find(|tier| tier.backend.capabilities().scan && !tier.is_aside());
         let Some(tier) = lowest else { return self.keys_of_l1(request) };
         let page = tier
-            .backend
             .scan(Scan {
                 namespace: &self.space.namespace,
                 pattern: request.pattern.as_ref(),
@@ -91,7 +90,7 @@ impl<K: Key + Serialize, V: Value> Cache<K, V> {
         let mut namespaces: Vec<Namespace> = self.shared.spaces.lock().keys().cloned().collect();
         for tier in &self.shared.tiers {
             if tier.backend.capabilities().scan && !tier.is_aside() {
-                namespaces.extend(tier.backend.namespaces().await?);
+                namespaces.extend(tier.namespaces().await?);
             }
         }
         namespaces.sort_unstable();

@@ -191,12 +191,21 @@ impl<K: Key, V: Value> Shared<K, V> {
             let meta = Meta { kind: EntryKind::Load, ..answer.meta.clone() };
             let entry = (answer.value.clone(), meta.clone(), answer.from_tier);
             self.publish(space, &one.item.key, entry, Some(ticket), options);
+            let value = answer.value.clone();
             one.item.landing.land(Ok(Some(answer)));
             self.tiers[from].counters().promotions.fetch_add(1, Relaxed);
             for (position, puts) in upwards.iter_mut().enumerate().take(from) {
                 if let Some(ticket) = one.tickets[position] {
-                    let meta = self.tiers[position].cap(&meta);
-                    puts.push(Put { key: key.clone(), meta, sealed: sealed.clone(), ticket });
+                    let capped = self.tiers[position].cap(&meta);
+                    // The envelope tells the expiries, so it is the tier's own where the tier's limit is.
+                    let sealed = match capped.fresh_until_ms == meta.fresh_until_ms {
+                        true => Ok(sealed.clone()),
+                        false => self.seal(&key, &capped, value.as_ref()),
+                    };
+                    match sealed {
+                        Ok(sealed) => puts.push(Put { key: key.clone(), meta: capped, sealed, ticket }),
+                        Err(error) => tracing::warn!(%error, "a value is not copied upwards"),
+                    }
                 }
             }
         }

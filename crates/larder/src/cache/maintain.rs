@@ -52,7 +52,7 @@ impl<K: Key, V: Value> Shared<K, V> {
             return;
         }
         for tier in &self.tiers {
-            if let Ok(Some(stamp)) = tier.backend.last_stamp().await {
+            if let Ok(Some(stamp)) = tier.last_stamp().await {
                 self.stamps.advance(stamp, self.clock.wall_ms());
             }
         }
@@ -73,7 +73,7 @@ impl<K: Key, V: Value> Shared<K, V> {
                 if tier.is_aside() {
                     break;
                 }
-                let freed = tier.backend.sweep(SWEEP_BATCH).await?;
+                let freed = tier.sweep(SWEEP_BATCH).await?;
                 swept += freed;
                 if freed < SWEEP_BATCH as u64 {
                     break;

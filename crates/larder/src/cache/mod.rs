@@ -14,6 +14,8 @@ mod loader;
 mod maintain;
 mod promise;
 mod read;
+#[cfg(all(test, larder_shuttle))]
+mod schedules;
 mod wait;
 mod write;
 
@@ -43,7 +45,7 @@ use flight::Flights;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 /// A cache of typed values: in memory, and in any tiers below it.
@@ -98,6 +100,10 @@ impl<K: Hash + Eq, V: Clone> std::fmt::Debug for Cache<K, V> {
     }
 }
 
+/// Most namespaces that are remembered without a view of them being held: a server makes one for every name
+/// that a client thinks of.
+const SPACES_MAX: usize = 10_000;
+
 /// Everything that clones and namespaces share.
 pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
     l1: L1<K, V>,
@@ -110,6 +116,7 @@ pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
     stamps: StampClock,
     counters: Arc<Counters>,
     spaces: Mutex<HashMap<Namespace, Arc<Space>>>,
+    next_space: AtomicU64,
     write_backs: AtomicUsize,
     is_closed: AtomicBool,
     has_adopted_stamps: AtomicBool,
@@ -134,6 +141,12 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// The namespace of this view.
     pub fn namespace_name(&self) -> &Namespace {
         &self.space.namespace
+    }
+
+    /// The default options, without a copy.
+    #[cfg(feature = "macros")]
+    pub(crate) fn defaults(&self) -> &EntryOptions {
+        &self.defaults
     }
 
     /// A copy of the default options, to change for a call.
@@ -166,8 +179,11 @@ impl<K: Key, V: Value> Shared<K, V> {
         if let Some(space) = spaces.get(namespace) {
             return Arc::clone(space);
         }
-        let id =
-            u32::try_from(spaces.len()).expect("namespaces take far more than 4 GB before there are 2^32");
+        if spaces.len() >= SPACES_MAX {
+            // Nobody holds a view of these. What L1 has of them is never found again, and goes in time.
+            spaces.retain(|_, space| Arc::strong_count(space) > 1);
+        }
+        let id = self.next_space.fetch_add(1, Relaxed);
         let space = Arc::new(Space { id, namespace: namespace.clone() });
         spaces.insert(namespace.clone(), Arc::clone(&space));
         space

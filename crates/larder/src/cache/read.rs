@@ -271,6 +271,29 @@ impl<K: Key, V: Value> Cache<K, V> {
         Box::pin(self.after(key.to_owned(), step, source, options)).await
     }
 
+    /// [`get_or_load_with`](Self::get_or_load_with) with a loader that is made when it is needed: a hit
+    /// costs nothing of what the loader will own. `None` is an absence.
+    #[cfg(feature = "macros")]
+    pub(crate) async fn get_or_load_lazily<M, F, Fut, T, E>(
+        &self,
+        key: &K,
+        options: &EntryOptions,
+        make: M,
+    ) -> Result<Option<V>>
+    where
+        M: FnOnce() -> F,
+        F: FnOnce(LoadContext<V>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        T: Into<Loaded<V>>,
+        E: Into<BoxError>,
+    {
+        options.validate()?;
+        match self.shared.look(&self.space, key, options) {
+            Step::Serve(value) => Ok(value),
+            step => Box::pin(self.after(key.clone(), step, Source::one(make()), options)).await,
+        }
+    }
+
     /// [`get_or_load`](Self::get_or_load) for a loader that can't fail.
     ///
     /// # Errors

@@ -229,7 +229,7 @@ impl<K: Key + serde::Serialize, V: Value> Cache<K, V> {
         let (shared, space, pattern) = (Arc::clone(&self.shared), Arc::clone(&self.space), pattern.clone());
         let removed = async move {
             let below = match shared.below(tier::Removal::Matching(&space.namespace, &pattern)).await {
-                Delivered::Now(count) => count,
+                Delivered::Now(counts) => counts[0],
                 Delivered::Later => 0,
             };
             let in_l1 = shared.l1.remove_matching(&space, |key| {
@@ -363,15 +363,17 @@ impl<K: Key, V: Value> Shared<K, V> {
         let known: Vec<EntryKey> = encoded.iter().filter_map(|key| key.as_ref().ok().cloned()).collect();
         let delivered = self.below(tier::Removal::Keys(&known)).await;
         let below = match delivered {
-            Delivered::Now(count) => count > 0,
-            Delivered::Later => false,
+            Delivered::Now(existed) => Some(existed),
+            Delivered::Later => None,
         };
-        let is_queued = delivered == Delivered::Later;
+        let is_queued = below.is_none();
+        let mut below = below.into_iter().flatten();
         keys.iter()
             .zip(encoded)
             .map(|(key, encoded)| {
                 encoded?;
                 let in_l1 = holds(Rule::BottomUp) && self.remove_in_l1(space, key);
+                let below = below.next().is_some_and(|existed| existed > 0);
                 Ok(Removal { existed: in_l1 || below, is_queued })
             })
             .collect()
@@ -384,11 +386,16 @@ impl<K: Key, V: Value> Shared<K, V> {
 
     /// Carries a removal out in the tiers, the lowest first.
     async fn below(&self, removal: tier::Removal<'_>) -> Delivered {
-        let mut existed = 0;
+        let mut existed = Vec::new();
         let mut is_queued = false;
         for tier in self.tiers.iter().rev() {
             match tier.remove(removal.clone()).await {
-                Delivered::Now(count) => existed = existed.max(count),
+                Delivered::Now(counts) if existed.is_empty() => existed = counts,
+                Delivered::Now(counts) => {
+                    for (there, count) in existed.iter_mut().zip(counts) {
+                        *there = (*there).max(count);
+                    }
+                }
                 Delivered::Later => is_queued = true,
             }
         }

@@ -81,6 +81,35 @@ pub(super) fn encode<K: Serialize + ?Sized>(key: &K) -> Result<Vec<u8>> {
     }
 }
 
+/// The name under which an `EntryKey` is serialized. No Rust type has such a name of its own.
+pub(super) const ENTRY_KEY: &str = "larder::EntryKey";
+
+/// The namespace and the bytes of an `EntryKey` that was encoded by itself: `None` for any other key,
+/// `Some(None)` for one that pretends to be one.
+pub(super) fn entry_key(encoding: &[u8]) -> Option<Option<(&str, &[u8])>> {
+    let rest = encoding.strip_prefix(&[tag::NEWTYPE_STRUCT])?;
+    let (name, rest) = take_delimited(rest, tag::STR)?;
+    (name == ENTRY_KEY.as_bytes()).then(|| {
+        let (namespace, rest) = take_delimited(rest.strip_prefix(&[tag::TUPLE])?, tag::STR)?;
+        let (bytes, end) = take_delimited(rest, tag::BYTES)?;
+        (end == [tag::END]).then_some((std::str::from_utf8(namespace).ok()?, bytes))
+    })
+}
+
+fn take_delimited(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
+    let mut rest = bytes.strip_prefix(&[tag])?;
+    let mut length = 0_usize;
+    for shift in (0..usize::BITS).step_by(7) {
+        let (&byte, after) = rest.split_first()?;
+        rest = after;
+        length |= usize::from(byte & 0x7f).checked_shl(shift)?;
+        if byte < 0x80 {
+            return rest.split_at_checked(length);
+        }
+    }
+    None
+}
+
 /// The one bit pattern of every NaN, and of both zeros.
 pub(super) fn canonical_f32(value: f32) -> f32 {
     if value.is_nan() { f32::from_bits(0x7fc0_0000) } else { value + 0.0 }

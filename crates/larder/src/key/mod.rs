@@ -12,7 +12,7 @@ pub use pattern::{PATTERN_BYTES_MAX, Pattern};
 use crate::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
 use encode::tag;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
@@ -122,9 +122,13 @@ impl EntryKey {
     /// one allocation.
     ///
     /// # Errors
-    /// [`ErrorKind::Key`] when its `Serialize` fails or it is nested deeper than [`KEY_LEVELS_MAX`].
+    /// [`ErrorKind::Key`] when its `Serialize` fails, it is nested deeper than [`KEY_LEVELS_MAX`], or it is
+    /// an `EntryKey` of another namespace; one of this namespace is taken as it is.
     pub fn new<K: Serialize + ?Sized>(namespace: &Namespace, key: &K) -> Result<Self> {
         let mut bytes = encode::encode(key)?;
+        if let Some(same) = Self::unwrap(namespace, &bytes) {
+            return same;
+        }
         if bytes.len() > ENTRY_KEY_BYTES_MAX {
             bytes = long(&bytes);
         }
@@ -140,6 +144,19 @@ impl EntryKey {
             return Err(Error::new(ErrorKind::Corrupt, "decode").message("not the encoding of a key"));
         }
         Ok(Self::assemble(namespace.clone(), bytes))
+    }
+
+    /// The key inside of the encoding of a key: see its [`Serialize`].
+    fn unwrap(namespace: &Namespace, bytes: &[u8]) -> Option<Result<Self>> {
+        let inner = encode::entry_key(bytes)?;
+        let Some((name, bytes)) = inner else {
+            return Some(Err(Error::new(ErrorKind::Corrupt, "encode").message("not the encoding of a key")));
+        };
+        if name != namespace.as_str() {
+            let why = format!("it is a key of the namespace {name}, not of {namespace}");
+            return Some(Err(Error::new(ErrorKind::Key, "encode").message(why)));
+        }
+        Some(Self::from_bytes(namespace, Bytes::copy_from_slice(bytes)))
     }
 
     fn assemble(namespace: Namespace, bytes: Bytes) -> Self {
@@ -204,6 +221,14 @@ impl Eq for EntryKey {}
 impl Hash for EntryKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.hash);
+    }
+}
+
+/// For caches whose typed key is an `EntryKey`: [`EntryKey::new`] finds the same key in it again. Inside of
+/// another key it is a value like any other.
+impl Serialize for EntryKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_newtype_struct(encode::ENTRY_KEY, &(self.namespace.as_str(), &self.bytes))
     }
 }
 

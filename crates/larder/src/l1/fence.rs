@@ -19,6 +19,10 @@ const LOCKS: usize = if cfg!(larder_shuttle) { 2 } else { 64 };
 /// Most markers kept, some 10 MB. Pruning drops the older half and clears what was written before them.
 const MARKERS_MAX: usize = 65_536;
 
+/// Most namespaces with a clear, floor or marker. One more, and everything is cleared: it takes a client that
+/// clears a new namespace every time.
+const NAMESPACES_MAX: usize = 65_536;
+
 /// The removals and sets that a store knows of, by position.
 #[derive(Debug)]
 pub(crate) struct Fences {
@@ -124,7 +128,7 @@ impl Fences {
                 markers.count -= covered;
             }
         }
-        markers.prune();
+        markers.prune(pos);
         self.marker_pos.store(pos, SeqCst);
     }
 
@@ -133,6 +137,10 @@ impl Fences {
         let mut markers = self.markers.write();
         let pos = self.next();
         markers.namespaces.entry(namespace.clone()).or_default().floor = pos;
+        markers.prune(pos);
+        if markers.clear == pos {
+            self.marker_pos.store(pos, SeqCst);
+        }
     }
 
     fn next(&self) -> u64 {
@@ -208,7 +216,12 @@ impl Markers {
         tags.iter().any(is_removed).then_some(Miss::Tag)
     }
 
-    fn prune(&mut self) {
+    fn prune(&mut self, pos: u64) {
+        if self.namespaces.len() > NAMESPACES_MAX {
+            // Everything written so far is invalid, so nothing has to be remembered of any of them.
+            (self.clear, self.count) = (pos, 0);
+            self.namespaces.clear();
+        }
         if self.count <= MARKERS_MAX {
             return;
         }
@@ -274,6 +287,18 @@ mod tests {
         let fences = Fences::new(1);
         let foreign = Ticket { inc: 2, pos: u64::MAX };
         assert!(admit(&fences, 5, foreign, EntryKind::Load, &[]).is_none());
+    }
+
+    #[test]
+    fn too_many_cleared_namespaces_clear_everything_and_are_forgotten() {
+        let fences = Fences::new(1);
+        let before = fences.ticket();
+        for i in 0..=NAMESPACES_MAX {
+            fences.raise_floor(&Namespace::new(&format!("n{i}")).unwrap());
+        }
+        assert_eq!(fences.invalid(&namespace(), &Tags::NONE, before.pos), Some(Miss::Cleared));
+        assert!(fences.marker_pos() > before.pos, "an L1 hit has to notice");
+        assert!(fences.markers.read().namespaces.is_empty());
     }
 
     #[test]

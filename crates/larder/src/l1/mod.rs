@@ -51,32 +51,32 @@ pub(crate) type OnEvict<K, V> = Arc<dyn Fn(&K, &V, EvictReason) + Send + Sync>;
 /// A key space inside one L1.
 #[derive(Debug)]
 pub(crate) struct Space {
-    pub(crate) id: u32,
+    pub(crate) id: u64,
     pub(crate) namespace: Namespace,
 }
 
 /// A key of a space.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Slot<K> {
-    pub(crate) space: u32,
+    pub(crate) space: u64,
     pub(crate) key: K,
 }
 
 struct Lookup<'a, Q: ?Sized> {
-    space: u32,
+    space: u64,
     key: &'a Q,
 }
 
 impl<K: Hash> Hash for Slot<K> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u32(self.space);
+        state.write_u64(self.space);
         self.key.hash(state);
     }
 }
 
 impl<Q: Hash + ?Sized> Hash for Lookup<'_, Q> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u32(self.space);
+        state.write_u64(self.space);
         self.key.hash(state);
     }
 }
@@ -202,6 +202,7 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
     /// Serves an entry without another load until `retry_at_ms`, if it still is the one of `stamp`, valid
     /// and not expired; returns whether it is.
     pub(crate) fn throttle(&self, space: &Space, key: &K, stamp: Stamp, now: Now, retry_at_ms: u64) -> bool {
+        let _guard = self.fences.lock(self.table.hash(&Lookup { space: space.id, key }));
         let throttled = self.peek(space, key, |resident| {
             let is_same = resident.stamp == stamp && !resident.is_gone(now.mono_ms);
             if is_same {
@@ -222,8 +223,11 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
         found.flatten()
     }
 
-    /// Whether the entry of `stamp` still is the one of its key, valid and not expired.
+    /// Whether the entry of `stamp` still is the one of its key, valid and not expired. If so, no ticket that was
+    /// taken before knows of a removal of it.
     pub(crate) fn is_current(&self, space: &Space, key: &K, stamp: Stamp, now: Now) -> bool {
+        // A removal counts first and deletes then: without the guard, its entry could be met in between.
+        let _guard = self.fences.lock(self.table.hash(&Lookup { space: space.id, key }));
         let is_it = |resident: &Resident<V>| resident.stamp == stamp && !resident.is_gone(now.mono_ms);
         self.peek(space, key, is_it).unwrap_or(false)
     }

@@ -14,6 +14,7 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use rusqlite::{Connection, OpenFlags};
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -40,6 +41,15 @@ pub struct Incident {
     pub reason: String,
     /// Where the old file went; `None` when it stayed.
     pub moved_to: Option<PathBuf>,
+}
+
+impl fmt::Display for Incident {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.moved_to {
+            Some(path) => write!(f, "{}; set aside as {}, begun anew", self.reason, path.display()),
+            None => f.write_str(&self.reason),
+        }
+    }
 }
 
 /// Device and inode, where the system has them.

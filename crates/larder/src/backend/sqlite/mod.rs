@@ -387,6 +387,10 @@ impl Backend for SqliteBackend {
     }
 
     /// Waits for the end of what is queued, moves the log into the file and marks it clean.
+    fn notes(&self) -> Vec<String> {
+        self.incidents().iter().map(ToString::to_string).collect()
+    }
+
     async fn close(&self) -> Result<()> {
         self.reads.close();
         self.writes.close();

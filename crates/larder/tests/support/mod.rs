@@ -1,0 +1,113 @@
+//! A tier that fails on command.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use larder::backend::{
+    Backend, Capabilities, Mark, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage,
+};
+use larder::key::{EntryKey, Namespace, Pattern};
+use larder::stamp::Stamp;
+use larder::{Error, ErrorKind, Result};
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+
+/// How a [`Faulty`] tier behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mood {
+    Well,
+    /// Calls fail, and nothing is done.
+    Down,
+    /// Calls are carried out, and their answers are lost.
+    Mute,
+    /// Calls never return.
+    Hangs,
+    /// Calls panic.
+    Panics,
+}
+
+/// A wrapper around another tier.
+#[derive(Debug)]
+pub(crate) struct Faulty {
+    inner: Arc<dyn Backend>,
+    mood: Mutex<Mood>,
+}
+
+impl Faulty {
+    pub(crate) fn new(inner: Arc<dyn Backend>) -> Arc<Self> {
+        Arc::new(Faulty { inner, mood: Mutex::new(Mood::Well) })
+    }
+
+    pub(crate) fn feel(&self, mood: Mood) {
+        *self.mood.lock().unwrap() = mood;
+    }
+
+    pub(crate) fn mood(&self) -> Mood {
+        *self.mood.lock().unwrap()
+    }
+
+    async fn call<T>(&self, operation: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
+        let failed = || Error::new(ErrorKind::Unavailable, operation).backend("faulty");
+        match self.mood() {
+            Mood::Well => call.await,
+            Mood::Down => Err(failed()),
+            Mood::Mute => {
+                drop(call.await);
+                Err(failed())
+            }
+            Mood::Hangs => std::future::pending().await,
+            Mood::Panics => panic!("a backend that panics"),
+        }
+    }
+}
+
+#[async_trait]
+impl Backend for Faulty {
+    fn name(&self) -> &str {
+        "faulty"
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    async fn get(&self, key: &EntryKey) -> Result<Read> {
+        self.call("get", self.inner.get(key)).await
+    }
+    async fn ticket(&self, key: &EntryKey) -> Result<Ticket> {
+        self.call("ticket", self.inner.ticket(key)).await
+    }
+    async fn put(&self, put: Put) -> Result<PutOutcome> {
+        self.call("put", self.inner.put(put)).await
+    }
+    async fn remove(&self, key: &EntryKey) -> Result<Removed> {
+        self.call("remove", self.inner.remove(key)).await
+    }
+    async fn discard(&self, key: &EntryKey, sealed: &Bytes) -> Result<()> {
+        self.call("discard", self.inner.discard(key, sealed)).await
+    }
+    async fn mark(&self, namespace: &Namespace, mark: &Mark) -> Result<()> {
+        self.call("mark", self.inner.mark(namespace, mark)).await
+    }
+    async fn remove_matching(&self, namespace: &Namespace, pattern: &Pattern) -> Result<u64> {
+        self.call("remove_matching", self.inner.remove_matching(namespace, pattern)).await
+    }
+    async fn scan(&self, scan: Scan<'_>) -> Result<Page> {
+        self.call("scan", self.inner.scan(scan)).await
+    }
+    async fn namespaces(&self) -> Result<Vec<Namespace>> {
+        self.call("namespaces", self.inner.namespaces()).await
+    }
+    async fn sweep(&self, limit: usize) -> Result<u64> {
+        self.call("sweep", self.inner.sweep(limit)).await
+    }
+    async fn usage(&self) -> Result<Usage> {
+        self.call("usage", self.inner.usage()).await
+    }
+    async fn last_stamp(&self) -> Result<Option<Stamp>> {
+        self.call("last_stamp", self.inner.last_stamp()).await
+    }
+    async fn ping(&self) -> Result<()> {
+        self.call("ping", async { Ok(()) }).await
+    }
+    async fn close(&self) -> Result<()> {
+        self.inner.close().await
+    }
+}
