@@ -49,11 +49,13 @@ pub(super) fn shard(hash: u64, shards: usize) -> usize {
 }
 
 /// The hash of a fingerprint for hashbrown, which reads its low and its top bits.
+#[inline]
 pub(super) fn index_hash(fingerprint: u32) -> u64 {
     u64::from(fingerprint).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
 /// 64 bits from a fingerprint, independent for each odd `salt`.
+#[inline]
 pub(super) fn mix(fingerprint: u32, salt: u64) -> u64 {
     let product = u128::from(u64::from(fingerprint) ^ salt) * u128::from(salt | 1);
     let folded = (product as u64) ^ (product >> 64) as u64;

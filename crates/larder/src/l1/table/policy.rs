@@ -132,6 +132,7 @@ impl Policy {
 
     /// Fits its memory to the number of entries: grows it when there are more than it was made for, and
     /// starts anew when a full shard holds less than a quarter, since it would remember for too long.
+    #[inline]
     pub(super) fn fit(&mut self, entries: usize, is_full: bool) {
         let known = self.sketch.entries();
         if entries > known {
@@ -220,6 +221,7 @@ impl Policy {
 
     /// After the knobs changed, lets the small queue shrink to its new target some entries at a time. At
     /// other times it may exceed the target, by a heavy entry, and its oldest are to be judged as ever.
+    #[inline]
     fn drift(&mut self, queues: &mut impl Queues, knobs: &Knobs, small: u64) {
         if self.small != knobs.small {
             self.small = knobs.small;
