@@ -16,8 +16,8 @@ pub(super) const SAMPLE_RATE_MAX: u32 = 64;
 
 /// The default hasher: foldhash (quality variant), keyed from the operating system's randomness.
 ///
-/// It costs a third of SipHash on short keys and resists flooding by who can't read hashes or time single
-/// probes; foldhash seeds itself from addresses and the time, so the seed is not left to it.
+/// Not cryptographic: it resists flooding by who can neither read hashes nor time single probes. By itself
+/// foldhash seeds from addresses and the time, which can be guessed, so the seed is not left to it.
 pub type KeyedState = SeedableRandomState;
 
 /// A hasher under `seed`, or under a random one.
