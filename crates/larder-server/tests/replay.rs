@@ -154,9 +154,10 @@ fn tiny_trace_has_the_hits_computed_by_hand() {
 }
 
 /// LRU's and Belady's published figures of public traces, and larder's own of the day its policy was chosen:
-/// a hit ratio that falls by a point is a defect.
+/// a hit ratio that falls by two points is a defect. Hashes differ from run to run; the widest spread, OLTP at
+/// 5,000, was .5477 to .5571 in 52 runs.
+#[cfg(public_traces)] // RUSTFLAGS='--cfg public_traces' and LARDER_TRACES, the traces' folder
 #[test]
-#[ignore = "needs the public traces: set LARDER_TRACES to their folder, and run with --ignored"]
 fn public_traces_have_their_published_figures() {
     let folder = PathBuf::from(std::env::var_os("LARDER_TRACES").expect("LARDER_TRACES names the folder"));
     for (trace, capacities, expected) in [
@@ -170,7 +171,7 @@ fn public_traces_have_their_published_figures() {
                 let ratio = row[policy]["hit_ratio"].as_f64().unwrap();
                 assert!((ratio - expected).abs() <= 0.00051, "{policy} of {trace}, {expected}: {row}");
             }
-            assert!(row["hit_ratio"].as_f64().unwrap() > larder - 0.01, "{trace}, {larder}: {row}");
+            assert!(row["hit_ratio"].as_f64().unwrap() > larder - 0.02, "{trace}, {larder}: {row}");
         }
         assert_eq!(rows(&lines).count(), 2);
     }
@@ -413,11 +414,11 @@ fn interrupted_replay_removes_its_folder() {
         .spawn()
         .unwrap();
     let began = std::time::Instant::now();
+    // As early as can be: SQLite is still being opened then.
     while is_empty(temporary.0.path()) {
         assert!(child.try_wait().unwrap().is_none() && began.elapsed().as_secs() < 60, "no folder was made");
         std::thread::yield_now();
     }
-    // The folder appears after the signal is waited for.
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(is_empty(temporary.0.path()));

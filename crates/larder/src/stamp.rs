@@ -75,14 +75,30 @@ impl fmt::Debug for Stamp {
 /// Gives out stamps that grow, whatever the wall clock does.
 #[derive(Debug)]
 pub struct StampClock {
-    last: Mutex<u64>,
+    last: Mutex<Last>,
     node: u32,
+}
+
+#[derive(Debug, Default)]
+struct Last {
+    time: u64,
+    /// The last one before time went ahead by more than a day: right, if that was wrong.
+    before_leap: u64,
+}
+
+impl Last {
+    fn move_to(&mut self, time: u64) {
+        if (Stamp { time, node: 0 }).is_distrusted(self.time >> 16) {
+            self.before_leap = self.time;
+        }
+        self.time = time;
+    }
 }
 
 impl StampClock {
     /// A clock for a node. Without a disk that keeps the last stamp, `node` must be fresh at every boot.
     pub fn new(node: u32) -> Self {
-        StampClock { last: Mutex::new(0), node }
+        StampClock { last: Mutex::default(), node }
     }
 
     /// The next stamp: after every one given out or seen, and not before `wall_ms`.
@@ -91,18 +107,22 @@ impl StampClock {
     /// distrusts the stamps from before, and would distrust all that follow them.
     pub fn tick(&self, wall_ms: u64) -> Stamp {
         let mut last = self.last.lock();
-        if (Stamp { time: *last, node: self.node }).is_distrusted(wall_ms) {
-            *last = 0;
+        for _ in 0..2 {
+            if (Stamp { time: last.time, node: 0 }).is_distrusted(wall_ms) {
+                last.time = std::mem::take(&mut last.before_leap);
+            }
         }
-        *last = last.saturating_add(1).max(Stamp::new(wall_ms, 0, 0).time);
-        Stamp { time: *last, node: self.node }
+        let next = last.time.saturating_add(1).max(Stamp::new(wall_ms, 0, 0).time);
+        last.move_to(next);
+        Stamp { time: next, node: self.node }
     }
 
     /// Moves past a stamp that was read, unless it is [distrusted](Stamp::is_distrusted).
     pub fn advance(&self, seen: Stamp, wall_ms: u64) {
         if !seen.is_distrusted(wall_ms) {
             let mut last = self.last.lock();
-            *last = (*last).max(seen.time);
+            let later = last.time.max(seen.time);
+            last.move_to(later);
         }
     }
 }
@@ -122,9 +142,11 @@ mod tests {
     #[test]
     fn a_clock_that_was_a_year_ahead_is_forgotten() {
         let clock = StampClock::new(1);
-        clock.tick(365 * STAMP_AHEAD_MAX_MS);
         let now = 1000;
-        assert!(!clock.tick(now).is_distrusted(now));
+        let before = clock.tick(now);
+        clock.tick(365 * STAMP_AHEAD_MAX_MS);
+        let after = clock.tick(now);
+        assert!(after > before && !after.is_distrusted(now), "{before:?} {after:?}");
         clock.tick(now + STAMP_AHEAD_MAX_MS);
         assert!(clock.tick(now) > Stamp::new(now + STAMP_AHEAD_MAX_MS, 0, 1), "a day is followed");
     }

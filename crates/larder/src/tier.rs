@@ -157,7 +157,7 @@ impl Tier {
 
     /// An entry's expiries as this tier keeps them.
     pub(crate) fn cap(&self, meta: &Meta) -> Meta {
-        crate::cache::cap(meta.clone(), self.options.ttl_max)
+        crate::cache::cap(meta.clone(), self.options.ttl_max, self.clock.wall_ms())
     }
 
     pub(crate) async fn read(&self, keys: &[EntryKey]) -> Vec<TierRead> {

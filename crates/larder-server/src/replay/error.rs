@@ -20,6 +20,8 @@ pub(crate) enum ReplayError {
     Encoding { trace: String },
     /// A tier of the stack could not be opened or failed.
     Tier { tier: &'static str, problem: String },
+    /// Ctrl-C asked for the end.
+    Interrupted,
     /// No async runtime could be started.
     Runtime(io::Error),
     /// The table could not be written.
@@ -50,6 +52,7 @@ impl fmt::Display for ReplayError {
                 )
             }
             Tier { tier, problem } => write!(f, "tier {tier}: {problem}"),
+            Interrupted => write!(f, "interrupted"),
             Runtime(source) => write!(f, "no runtime could be started: {source}"),
             Output(source) => write!(f, "standard output: {source}"),
         }

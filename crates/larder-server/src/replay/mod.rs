@@ -61,6 +61,7 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<ExitCode, ReplayError> {
             Err(error @ (ReplayError::Tier { .. } | ReplayError::Runtime(_) | ReplayError::Output(_))) => {
                 return Err(error);
             }
+            Err(ReplayError::Interrupted) => return Ok(ExitCode::from(folder::INTERRUPTED)),
             Err(error) => {
                 eprintln!("error: {error}");
                 code = ExitCode::FAILURE;
@@ -165,6 +166,9 @@ async fn replay_on(
         }
         if let Some(times_ms) = &trace.times_ms {
             stack.set_time(times_ms[access]).await?;
+        }
+        if folder::is_interrupted() {
+            return Err(ReplayError::Interrupted);
         }
         let size = trace.size(access);
         if !sampler.takes() {

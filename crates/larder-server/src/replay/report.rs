@@ -266,7 +266,7 @@ impl Report {
             for tier in row.tiers.iter().filter(|tier| tier.too_large > 0) {
                 writeln!(
                     out,
-                    "  capacity {}: {} values were too large for {} and not kept",
+                    "  capacity {}: {} times a value was too large for {} and not kept",
                     self.capacity_label(row.capacity),
                     grouped(tier.too_large),
                     tier.name

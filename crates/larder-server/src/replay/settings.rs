@@ -15,7 +15,8 @@ use std::time::Duration;
 /// bytes an upper bound of it (PFOO-L), because the optimum itself can't be computed. Both are exact and know
 /// no TTL. A miss is the look-up and the set that follows it. Latencies are those of one thread that does
 /// nothing else, from one access in 16, without the cost of the clock. Keys are hashed differently in each
-/// run, as in service, so that hit ratios differ by some hundredths of a percent.
+/// run, as in service, so that hit ratios differ from run to run: by some hundredths of a percent on most
+/// traces, by up to 1% on some.
 ///
 /// With --tiers l1,sqlite, what L1 misses is looked for in a SQLite file, and set in both when it is not there
 /// either. Every set waits for its commit (Durability::Process: not synced to the disk each time), which is
@@ -27,7 +28,7 @@ use std::time::Duration;
 /// key, id, object, object_id or obj_id; size, bytes, value_size, object_size or obj_size.
 ///
 /// Memory: 8 bytes per access and up to 80 per distinct key, 4 more per access with sizes, 8 more with --ttl,
-/// 16 more with --by bytes; and @@ per entry that L1 may hold.
+/// 16 more with --by bytes; and about 150 per entry that L1 holds.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ReplayArgs {
     /// The traces, each replayed by itself; - is standard input

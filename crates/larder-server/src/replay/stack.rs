@@ -39,7 +39,7 @@ pub(super) struct TierReport {
     pub(super) misses: u64,
     /// Entries that went to make room. `None` where they can't be told from those that expired.
     pub(super) evictions: Option<u64>,
-    /// Values that it never took because of their size.
+    /// How often it did not take a value because of its size.
     pub(super) too_large: u64,
     /// Calls that failed, or that passed by a tier which failed before.
     pub(super) failures: u64,

@@ -176,6 +176,8 @@ impl<K: Key, V: Value> Builder<K, V> {
             is_closed: AtomicBool::new(false),
             has_adopted_stamps: AtomicBool::new(false),
         });
+        // The first reading starts the coarse clock's thread, which no hit should have to do.
+        shared.clock.coarse_ms();
         super::maintain::start(&shared);
         let space = shared.space(&self.namespace);
         Ok(Cache { shared, space, defaults: Arc::new(self.defaults) })

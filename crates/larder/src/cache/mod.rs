@@ -233,8 +233,9 @@ impl<K: Key, V: Value> Shared<K, V> {
             (Some(weigh), Some(value)) => weigh(key, value),
             _ => 1,
         };
-        let meta = cap(meta, self.l1_ttl_max);
-        self.l1.publish(space, key, Entry { value, meta, ticket, weight, from_tier }, options, self.now())
+        let now = self.now();
+        let meta = cap(meta, self.l1_ttl_max, now.wall_ms);
+        self.l1.publish(space, key, Entry { value, meta, ticket, weight, from_tier }, options, now)
     }
 
     fn now(&self) -> Now {
@@ -242,9 +243,10 @@ impl<K: Key, V: Value> Shared<K, V> {
     }
 }
 
-/// The entry's expiries where it may stay fresh for at most `ttl_max`; the stale windows keep their length.
-pub(crate) fn cap(mut meta: Meta, ttl_max: Duration) -> Meta {
-    let fresh_until_ms = meta.created_ms.saturating_add(millis(ttl_max));
+/// The entry's expiries where it may stay fresh for at most `ttl_max` from now on; the stale windows keep
+/// their length. From now, not from its making: a copy of an old entry would never be fresh.
+pub(crate) fn cap(mut meta: Meta, ttl_max: Duration, wall_ms: u64) -> Meta {
+    let fresh_until_ms = wall_ms.saturating_add(millis(ttl_max));
     if fresh_until_ms < meta.fresh_until_ms {
         let moved = |until_ms: u64| match (until_ms, meta.fresh_until_ms) {
             (NEVER_MS, NEVER_MS) => fresh_until_ms,

@@ -229,7 +229,7 @@ impl<K: Key + serde::Serialize, V: Value> Cache<K, V> {
         let (shared, space, pattern) = (Arc::clone(&self.shared), Arc::clone(&self.space), pattern.clone());
         let removed = async move {
             let below = match shared.below(tier::Removal::Matching(&space.namespace, &pattern)).await {
-                Delivered::Now(counts) => counts[0],
+                Delivered::Now(counts) => counts.first().copied().unwrap_or(0),
                 Delivered::Later => 0,
             };
             let in_l1 = shared.l1.remove_matching(&space, |key| {

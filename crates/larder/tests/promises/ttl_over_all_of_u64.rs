@@ -96,3 +96,38 @@ async fn in_a_sqlite_tier() {
     let (_folder, tier) = sqlite(&clock).await;
     every_ttl(&clock, Some(tier)).await;
 }
+
+/// A tier's limit counts from the moment that it got its copy, and each copy has its own.
+#[tokio::test]
+async fn limits_of_l1_and_of_an_upper_tier() {
+    use larder::{Stale, TierOptions};
+    let clock = ManualClock::new();
+    let (upper, lower) = (memory(&clock), memory(&clock));
+    let second = Duration::from_secs(1);
+    let new = || {
+        let mut limit = TierOptions::default();
+        limit.ttl_max = 10 * second;
+        let builder = Cache::<String, u64>::builder().clock(Clock::from(clock.clone())).l1_ttl_max(second);
+        builder.tier_with(Arc::clone(&upper), limit).tier(Arc::clone(&lower)).build().unwrap()
+    };
+    let cache = new();
+    cache.set_with("a".into(), 1, &EntryOptions::default().ttl(100 * second)).await.unwrap();
+    let tier = async |cache: &Cache<String, u64>| {
+        let tiers = cache.explain("a").await.tiers;
+        tiers.into_iter().map(|tier| tier.state).collect::<Vec<_>>()
+    };
+    assert_eq!(tier(&cache).await, ["fresh"; 3]);
+    clock.advance(second);
+    assert_eq!(cache.peek("a"), None, "L1's limit");
+    assert_eq!(cache.get("a").await, Some(1));
+    assert_eq!(cache.peek("a"), Some(1), "a new copy has a time of its own");
+    clock.advance(9 * second);
+    assert_eq!(tier(&cache).await[1..], ["expired", "fresh"], "the upper tier's limit");
+    assert_eq!(cache.lookup("a", Stale::Refuse).await.unwrap().value, 1);
+    super::settle().await;
+    assert_eq!(tier(&cache).await, ["fresh"; 3]);
+    clock.advance(10 * second);
+    assert_eq!(tier(&cache).await[1..], ["expired", "fresh"], "the copy's envelope knows the limit, too");
+    clock.advance(80 * second);
+    assert_eq!(cache.get("a").await, None);
+}

@@ -10,9 +10,11 @@ use larder::stamp::Stamp;
 use larder::{Error, ErrorKind, Result};
 use std::future::Future;
 use std::sync::{Arc, Mutex};
+use tokio::sync::Notify;
 
 /// How a [`Faulty`] tier behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code, reason = "each test binary uses some")]
 pub(crate) enum Mood {
     Well,
     /// Calls fail, and nothing is done.
@@ -30,15 +32,33 @@ pub(crate) enum Mood {
 pub(crate) struct Faulty {
     inner: Arc<dyn Backend>,
     mood: Mutex<Mood>,
+    held: Mutex<Option<(Moment, Arc<Notify>)>>,
+}
+
+/// When a held put waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code, reason = "each test binary uses some")]
+pub(crate) enum Moment {
+    BeforeItIsDone,
+    BeforeItsAnswer,
 }
 
 impl Faulty {
     pub(crate) fn new(inner: Arc<dyn Backend>) -> Arc<Self> {
-        Arc::new(Faulty { inner, mood: Mutex::new(Mood::Well) })
+        Arc::new(Faulty { inner, mood: Mutex::new(Mood::Well), held: Mutex::default() })
     }
 
+    #[allow(dead_code, reason = "each test binary uses some")]
     pub(crate) fn feel(&self, mood: Mood) {
         *self.mood.lock().unwrap() = mood;
+    }
+
+    /// Lets the next put wait until it is notified.
+    #[allow(dead_code, reason = "each test binary uses some")]
+    pub(crate) fn hold_next_put(&self, moment: Moment) -> Arc<Notify> {
+        let go = Arc::new(Notify::new());
+        *self.held.lock().unwrap() = Some((moment, Arc::clone(&go)));
+        go
     }
 
     pub(crate) fn mood(&self) -> Mood {
@@ -75,7 +95,15 @@ impl Backend for Faulty {
         self.call("ticket", self.inner.ticket(key)).await
     }
     async fn put(&self, put: Put) -> Result<PutOutcome> {
-        self.call("put", self.inner.put(put)).await
+        let held = self.held.lock().unwrap().take();
+        if let Some((Moment::BeforeItIsDone, go)) = &held {
+            go.notified().await;
+        }
+        let outcome = self.call("put", self.inner.put(put)).await;
+        if let Some((Moment::BeforeItsAnswer, go)) = &held {
+            go.notified().await;
+        }
+        outcome
     }
     async fn remove(&self, key: &EntryKey) -> Result<Removed> {
         self.call("remove", self.inner.remove(key)).await

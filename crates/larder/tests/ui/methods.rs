@@ -1,5 +1,4 @@
 use larder::cached;
-use std::rc::Rc;
 
 struct NoClone;
 
@@ -29,13 +28,6 @@ impl Repo {
     fn of_the_same_name(n: u32) -> u32 {
         n + 1
     }
-}
-
-#[cached]
-async fn not_send(n: u32) -> u32 {
-    let rc = Rc::new(n);
-    std::future::ready(()).await;
-    *rc
 }
 
 fn main() {}
