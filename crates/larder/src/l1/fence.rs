@@ -132,7 +132,8 @@ impl Fences {
         self.marker_pos.store(pos, SeqCst);
     }
 
-    /// Refuses every write in the namespace that has begun; what is stored stays valid.
+    /// Refuses every write in the namespace that has begun; what is stored stays valid. When it returns,
+    /// what was admitted before is stored: a scan that follows meets it.
     pub(crate) fn raise_floor(&self, namespace: &Namespace) {
         let mut markers = self.markers.write();
         let pos = self.next();
@@ -140,6 +141,11 @@ impl Fences {
         markers.prune(pos);
         if markers.clear == pos {
             self.marker_pos.store(pos, SeqCst);
+        }
+        drop(markers);
+        // A writer holds its guard from before it is admitted until after it has stored.
+        for lock in &self.locks {
+            drop(lock.lock());
         }
     }
 
