@@ -122,8 +122,8 @@ impl World {
     /// L1 drops the key to make room, which nobody hears of.
     pub(super) fn evict(&self) {
         let (shared, space) = (&self.cache.shared, &self.cache.space);
-        if let Some(resident) = shared.l1.peek(space, &KEY) {
-            shared.l1.evict_exact(space, &KEY, &resident, crate::EvictReason::Size, &shared.counters);
+        if let Some(stamp) = shared.l1.peek(space, &KEY, |resident| resident.stamp) {
+            shared.l1.evict(space, &KEY, stamp, crate::EvictReason::Size);
         }
     }
 
