@@ -79,20 +79,36 @@ pub struct StampClock {
     node: u32,
 }
 
+/// The last stamps that were given out or seen, in order, each more than a day after the one before: where
+/// the wall clock leapt. The last one that the wall clock does not contradict counts.
 #[derive(Debug, Default)]
-struct Last {
-    time: u64,
-    /// The last one before time went ahead by more than a day: right, if that was wrong.
-    before_leap: u64,
-}
+struct Last(Vec<u64>);
+
+/// Leaps remembered: more than any clock that is worth a promise makes.
+const LEAPS_MAX: usize = 8;
 
 impl Last {
-    fn move_to(&mut self, time: u64) {
-        if (Stamp { time, node: 0 }).is_distrusted(self.time >> 16) {
-            self.before_leap = self.time;
-        }
-        self.time = time;
+    /// Where the trusted ones end, and the last of them.
+    fn trusted(&self, wall_ms: u64) -> (usize, u64) {
+        let count = self.0.iter().take_while(|time| !distrusted(**time, wall_ms)).count();
+        (count, count.checked_sub(1).map_or(0, |last| self.0[last]))
     }
+
+    fn move_to(&mut self, time: u64, wall_ms: u64) {
+        let (count, last) = self.trusted(wall_ms);
+        if count > 0 && !distrusted(time, last >> 16) {
+            self.0[count - 1] = time;
+            return;
+        }
+        self.0.insert(count, time);
+        if self.0.len() > LEAPS_MAX {
+            self.0.remove(0);
+        }
+    }
+}
+
+fn distrusted(time: u64, wall_ms: u64) -> bool {
+    (Stamp { time, node: 0 }).is_distrusted(wall_ms)
 }
 
 impl StampClock {
@@ -107,13 +123,9 @@ impl StampClock {
     /// distrusts the stamps from before, and would distrust all that follow them.
     pub fn tick(&self, wall_ms: u64) -> Stamp {
         let mut last = self.last.lock();
-        for _ in 0..2 {
-            if (Stamp { time: last.time, node: 0 }).is_distrusted(wall_ms) {
-                last.time = std::mem::take(&mut last.before_leap);
-            }
-        }
-        let next = last.time.saturating_add(1).max(Stamp::new(wall_ms, 0, 0).time);
-        last.move_to(next);
+        let (_, trusted) = last.trusted(wall_ms);
+        let next = trusted.saturating_add(1).max(Stamp::new(wall_ms, 0, 0).time);
+        last.move_to(next, wall_ms);
         Stamp { time: next, node: self.node }
     }
 
@@ -121,8 +133,8 @@ impl StampClock {
     pub fn advance(&self, seen: Stamp, wall_ms: u64) {
         if !seen.is_distrusted(wall_ms) {
             let mut last = self.last.lock();
-            let later = last.time.max(seen.time);
-            last.move_to(later);
+            let later = last.trusted(wall_ms).1.max(seen.time);
+            last.move_to(later, wall_ms);
         }
     }
 }
@@ -147,6 +159,9 @@ mod tests {
         clock.tick(365 * STAMP_AHEAD_MAX_MS);
         let after = clock.tick(now);
         assert!(after > before && !after.is_distrusted(now), "{before:?} {after:?}");
+        let back = now + 40 * STAMP_AHEAD_MAX_MS;
+        let (first, _, again) = (clock.tick(back), clock.tick(now), clock.tick(back));
+        assert!(again > first, "what was right once is right again");
         clock.tick(now + STAMP_AHEAD_MAX_MS);
         assert!(clock.tick(now) > Stamp::new(now + STAMP_AHEAD_MAX_MS, 0, 1), "a day is followed");
     }

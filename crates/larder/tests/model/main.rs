@@ -407,7 +407,8 @@ impl World {
             (Found::NotModified, Some(previous)) => {
                 let mut tags = self.reference.tags(place, previous);
                 tags.extend(of_loader);
-                self.version(Some(previous), ttl.unwrap_or(default_ttl), tags)
+                let renewed = self.version(Some(previous), ttl.unwrap_or(default_ttl), tags);
+                if self.tiers.is_empty() { renewed } else { renewed.may_be_lost() }
             }
             (Found::Absent, _) => self.version(None, ttl.unwrap_or(negative_ttl), of_loader),
             _ => return,

@@ -15,6 +15,8 @@ pub(crate) struct Version {
     pub(crate) tags: Vec<usize>,
     /// The wall clock jumped since it was made: a tier may think that it is older or younger.
     has_jumped: bool,
+    /// Whether it may be in L1 alone.
+    may_be_lost: bool,
 }
 
 impl Version {
@@ -30,7 +32,23 @@ impl Version {
         let (revalidate, on_error) = if value.is_some() { (revalidate, on_error) } else { (0, 0) };
         let revalidate_until = fresh_until.saturating_add(revalidate);
         let gone_at = fresh_until.saturating_add(on_error).max(revalidate_until);
-        Version { value, made: now, ttl, fresh_until, revalidate_until, gone_at, tags, has_jumped: false }
+        Version {
+            value,
+            made: now,
+            ttl,
+            fresh_until,
+            revalidate_until,
+            gone_at,
+            tags,
+            has_jumped: false,
+            may_be_lost: false,
+        }
+    }
+
+    /// A value that was renewed reaches no tier below the one that it was found in.
+    pub(crate) fn may_be_lost(mut self) -> Self {
+        self.may_be_lost = true;
+        self
     }
 }
 
@@ -90,7 +108,7 @@ impl Reference {
     /// The version that has to be found.
     fn due(&self, place: Place, now: u64) -> Option<&Version> {
         let version = self.versions(place).last().filter(|_| self.is_lossless)?;
-        (!version.has_jumped && now < version.fresh_until).then_some(version)
+        (!version.has_jumped && !version.may_be_lost && now < version.fresh_until).then_some(version)
     }
 
     #[track_caller]
@@ -135,8 +153,9 @@ impl Reference {
         match hit {
             Some((value, false)) => self.check_get(place, Some(value), now),
             Some((value, true)) => {
+                // A tier's copy does not slide.
                 if !self.is_allowed(place, Some(value), |version| {
-                    now >= version.fresh_until && now < version.gone_at
+                    (self.is_sliding || now >= version.fresh_until) && now < version.gone_at
                 }) {
                     self.refuse(&format!("lookup returned stale {value}"), place, now);
                 }
@@ -145,7 +164,10 @@ impl Reference {
                 self.check_get(place, None, now);
                 let last = self.versions(place).last();
                 let is_due = last.is_some_and(|version| {
-                    version.value.is_some() && !version.has_jumped && now < version.gone_at
+                    version.value.is_some()
+                        && !version.has_jumped
+                        && !version.may_be_lost
+                        && now < version.gone_at
                 });
                 if stale && is_due && self.is_lossless {
                     self.refuse("lookup returned nothing stale", place, now);
@@ -179,7 +201,9 @@ impl Reference {
     /// A load failed, although something stale may have been at hand.
     pub(crate) fn check_failed(&self, place: Place, now: u64) {
         let last = self.versions(place).last();
-        if self.is_lossless && last.is_some_and(|v| v.value.is_some() && !v.has_jumped && now < v.gone_at) {
+        if self.is_lossless
+            && last.is_some_and(|v| v.value.is_some() && !v.has_jumped && !v.may_be_lost && now < v.gone_at)
+        {
             self.refuse("a load failed with a stale value at hand", place, now);
         }
     }
@@ -214,7 +238,8 @@ impl Reference {
             .versions(place)
             .iter()
             .any(|version| version.value.is_some() && (version.has_jumped || now < version.fresh_until));
-        if was_there != due && (self.is_lossless && !self.versions(place).iter().any(|v| v.has_jumped))
+        if was_there != due
+            && (self.is_lossless && !self.versions(place).iter().any(|v| v.has_jumped || v.may_be_lost))
             || was_there && !is_possible
         {
             self.refuse(&format!("expire said {was_there}"), place, now);
@@ -230,7 +255,8 @@ impl Reference {
             .map(|version| Version {
                 value: version.value,
                 tags: version.tags.clone(),
-                has_jumped: version.has_jumped && !self.is_lossless,
+                has_jumped: version.has_jumped,
+                may_be_lost: version.may_be_lost,
                 ..renewed.clone()
             })
             .collect();
