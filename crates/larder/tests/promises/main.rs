@@ -1,5 +1,7 @@
 //! What larder promises, one file per promise. Each opens with the failure that it prevents.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -18,7 +18,7 @@ struct World {
 fn world() -> World {
     let clock = ManualClock::new();
     let tier = Faulty::new(memory(&clock));
-    let cache = cache(&clock, &[tier.clone()], EntryOptions::default().ttl(3600 * SECOND));
+    let cache = cache(&clock, std::slice::from_ref(&tier), EntryOptions::default().ttl(3600 * SECOND));
     World { clock, tier, cache }
 }
 
@@ -38,7 +38,7 @@ impl World {
 
     /// Reads past L1.
     async fn below(&self, key: &str) -> Option<u64> {
-        let fresh = cache(&self.clock, &[self.tier.clone()], EntryOptions::default());
+        let fresh = cache(&self.clock, std::slice::from_ref(&self.tier), EntryOptions::default());
         fresh.get(key).await
     }
 }
