@@ -228,7 +228,7 @@ impl Reference {
     }
 
     pub(crate) fn tags(&self, place: Place, value: u64) -> Vec<usize> {
-        let of_value = self.versions(place).iter().filter(|version| version.value == Some(value));
+        let mut of_value = self.versions(place).iter().filter(|version| version.value == Some(value));
         of_value.next_back().map(|version| version.tags.clone()).unwrap_or_default()
     }
 

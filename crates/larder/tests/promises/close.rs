@@ -32,7 +32,11 @@ async fn reads_go_on_from_memory_and_writes_are_refused() {
 async fn it_waits_for_write_backs_but_not_for_ever() {
     let clock = ManualClock::new();
     let tier = Faulty::new(memory(&clock));
-    let cache = cache(&clock, std::slice::from_ref(&tier), EntryOptions::default());
+    let cache = cache(
+        &clock,
+        &[std::sync::Arc::clone(&tier) as std::sync::Arc<dyn larder::backend::Backend>],
+        EntryOptions::default(),
+    );
     let load = {
         let tier = tier.clone();
         move |_| async move {

@@ -18,7 +18,11 @@ struct World {
 fn world() -> World {
     let clock = ManualClock::new();
     let tier = Faulty::new(memory(&clock));
-    let cache = cache(&clock, std::slice::from_ref(&tier), EntryOptions::default().ttl(3600 * SECOND));
+    let cache = cache(
+        &clock,
+        &[Arc::clone(&tier) as Arc<dyn larder::backend::Backend>],
+        EntryOptions::default().ttl(3600 * SECOND),
+    );
     World { clock, tier, cache }
 }
 
@@ -38,7 +42,11 @@ impl World {
 
     /// Reads past L1.
     async fn below(&self, key: &str) -> Option<u64> {
-        let fresh = cache(&self.clock, std::slice::from_ref(&self.tier), EntryOptions::default());
+        let fresh = cache(
+            &self.clock,
+            &[Arc::clone(&self.tier) as Arc<dyn larder::backend::Backend>],
+            EntryOptions::default(),
+        );
         fresh.get(key).await
     }
 }
