@@ -49,6 +49,11 @@ async fn settle() {
     }
 }
 
+/// The manual clock stands still, so a wait for nothing would never end: this ends it by the system's.
+async fn promptly<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), future).await.expect("it waits for ever")
+}
+
 /// Polls once, outside of any task.
 fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     std::pin::Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
