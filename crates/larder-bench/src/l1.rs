@@ -43,6 +43,7 @@ macro_rules! cases {
             let moka = moka::sync::Cache::<$key, u64>::new(capacity as u64);
             let moka_future = moka::future::Cache::<$key, u64>::new(capacity as u64);
             let mini = mini_moka::sync::Cache::<$key, u64>::new(capacity as u64);
+            let cached = cached::ShardedLruCache::<$key, u64>::new(capacity);
             let s3fifo = peers::foyer::<$key>(capacity, foyer::S3FifoConfig::default().into());
             let lru = peers::foyer::<$key>(capacity, foyer::LruConfig::default().into());
             let lfu = peers::foyer::<$key>(capacity, foyer::LfuConfig::default().into());
@@ -53,6 +54,7 @@ macro_rules! cases {
                 moka.insert(key.clone(), value);
                 peers::ready(moka_future.insert(key.clone(), value));
                 mini.insert(key.clone(), value);
+                cached.set(key.clone(), value);
                 s3fifo.insert(key.clone(), value);
                 lru.insert(key.clone(), value);
                 lfu.insert(key.clone(), value);
@@ -60,7 +62,7 @@ macro_rules! cases {
             moka.run_pending_tasks();
             peers::ready(moka_future.run_pending_tasks());
             let (t, q, m, f) = (&table, &quick, &moka, &moka_future);
-            let (i, s, l, u) = (&mini, &s3fifo, &lru, &lfu);
+            let (i, c, s, l, u) = (&mini, &cached, &s3fifo, &lru, &lfu);
             let subjects = vec![
                 Subject { name: "quick_cache", batch: lookups!(keys, order, |key| q.get::<$lookup>(key)) },
                 Subject {
@@ -77,6 +79,7 @@ macro_rules! cases {
                     batch: lookups!(keys, order, |key| peers::ready(f.get::<$lookup>(key))),
                 },
                 Subject { name: "mini-moka", batch: lookups!(keys, order, |key| i.get::<$key>(key)) },
+                Subject { name: "cached", batch: lookups!(keys, order, |key| c.get::<$lookup>(key)) },
                 Subject { name: "foyer-s3fifo", batch: lookups!(keys, order, |key| s.get::<$lookup>(key)) },
                 Subject { name: "foyer-lru", batch: lookups!(keys, order, |key| l.get::<$lookup>(key)) },
                 Subject { name: "foyer-lfu", batch: lookups!(keys, order, |key| u.get::<$lookup>(key)) },

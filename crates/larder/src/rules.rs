@@ -18,6 +18,8 @@ pub(crate) enum Rule {
     Clear,
     /// A pattern removal refuses what is older.
     Floor,
+    /// A pattern removal waits until what was admitted before it is stored.
+    FloorWaits,
     /// A ticket of another incarnation is refused.
     Incarnation,
     /// Nobody joins a flight that began before a removal or set of its key.

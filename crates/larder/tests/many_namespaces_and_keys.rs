@@ -1,6 +1,8 @@
 //! A server makes a namespace for every name that a client thinks of, and a batch may name a key twice: neither
 //! may grow without a bound or blur whose answer is whose.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use larder::backend::{MemoryBackend, MemoryOptions};
 use larder::key::Namespace;
 use larder::{Cache, Removal};

@@ -128,8 +128,12 @@ impl App {
 
     async fn health(&self) -> ServerHealth {
         let cache = self.store.cache.health().await;
-        let notes: Vec<String> =
-            self.database_fault.iter().map(|fault| format!("memory only: {fault}")).collect();
+        let fault = self.database_fault.iter().map(|fault| format!("memory only: {fault}"));
+        let of_tiers = cache
+            .tiers
+            .iter()
+            .flat_map(|tier| tier.notes.iter().map(|note| format!("{}: {note}", tier.name)));
+        let notes: Vec<String> = fault.chain(of_tiers).collect();
         let level = if notes.is_empty() { cache.level } else { HealthLevel::Degraded };
         ServerHealth { level, notes, cache }
     }

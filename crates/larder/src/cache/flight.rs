@@ -53,9 +53,10 @@ pub(crate) struct Flight<V> {
 }
 
 type Key<K> = (Slot<K>, Purpose);
+type Shard<K, V> = Mutex<HashMap<Key<K>, Arc<Flight<V>>>>;
 
 pub(crate) struct Flights<K, V> {
-    shards: Box<[Mutex<HashMap<Key<K>, Arc<Flight<V>>>>]>,
+    shards: Box<[Shard<K, V>]>,
     hasher: RandomState,
     under_way: AtomicUsize,
     flights_max: usize,
@@ -136,7 +137,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
 }
 
 impl<K: Hash + Eq, V> Flights<K, V> {
-    fn shard(&self, key: &Key<K>) -> &Mutex<HashMap<Key<K>, Arc<Flight<V>>>> {
+    fn shard(&self, key: &Key<K>) -> &Shard<K, V> {
         &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
     }
 }

@@ -278,7 +278,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         let call = flight.run(Box::pin(catch_panic(call)));
         let error = |kind| Error::new(kind, "load");
         match before(&self.clock, options.load_timeout_hard, call).await {
-            Some(Ok(Ok(loaded))) => return Ok(loaded),
+            Some(Ok(Ok(loaded))) => Ok(loaded),
             Some(Ok(Err(source))) => {
                 self.counters.add(Count::LoadFailed);
                 // A load inside of the loader failed: its kind is worth more than "the loader failed".

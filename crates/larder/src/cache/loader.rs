@@ -136,15 +136,17 @@ pub(crate) fn from_option<V>(value: Option<V>) -> Loaded<V> {
 }
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type LoadOne<V> = Box<dyn FnOnce(LoadContext<V>) -> BoxFuture<Result<Loaded<V>, BoxError>> + Send>;
+type LoadMany<K, V> = Box<dyn FnOnce(Vec<K>) -> BoxFuture<Result<HashMap<K, Loaded<V>>, BoxError>> + Send>;
 
 /// Where the values of a flight come from once the tiers have nothing fresh.
 pub(crate) enum Source<K, V> {
     /// Nowhere: a lookup.
     Tiers,
     /// A loader of one key.
-    One(Box<dyn FnOnce(LoadContext<V>) -> BoxFuture<Result<Loaded<V>, BoxError>> + Send>),
+    One(LoadOne<V>),
     /// A loader of all keys that are missing.
-    Many(Box<dyn FnOnce(Vec<K>) -> BoxFuture<Result<HashMap<K, Loaded<V>>, BoxError>> + Send>),
+    Many(LoadMany<K, V>),
 }
 
 impl<K, V> Source<K, V> {

@@ -90,7 +90,10 @@ fn cpu_time_us() -> i64 {
     let mut used = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `used` is a valid timespec that outlives the call.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut used) };
-    used.tv_sec as i64 * 1_000_000 + used.tv_nsec as i64 / 1000
+    // 32 bits wide on some systems.
+    #[allow(clippy::unnecessary_cast)]
+    let (seconds, nanoseconds) = (used.tv_sec as i64, used.tv_nsec as i64);
+    seconds * 1_000_000 + nanoseconds / 1000
 }
 
 #[cfg(all(test, not(larder_shuttle)))]

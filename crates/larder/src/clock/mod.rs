@@ -42,9 +42,7 @@ impl Clock {
     /// Milliseconds since 1970 by the wall clock. May jump in both directions.
     pub fn wall_ms(&self) -> u64 {
         match &self.0 {
-            Source::System => {
-                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| millis(elapsed))
-            }
+            Source::System => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
             Source::Manual(manual) => manual.state().wall_ms,
         }
     }

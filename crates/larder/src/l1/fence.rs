@@ -132,20 +132,21 @@ impl Fences {
         self.marker_pos.store(pos, SeqCst);
     }
 
-    /// Refuses every write in the namespace that has begun; what is stored stays valid. When it returns,
-    /// what was admitted before is stored: a scan that follows meets it.
+    /// Refuses every write in the namespace that has begun; what is stored stays valid. When it returns, what
+    /// was admitted before is stored: a scan that follows meets it.
     pub(crate) fn raise_floor(&self, namespace: &Namespace) {
-        let mut markers = self.markers.write();
-        let pos = self.next();
-        markers.namespaces.entry(namespace.clone()).or_default().floor = pos;
-        markers.prune(pos);
-        if markers.clear == pos {
-            self.marker_pos.store(pos, SeqCst);
+        {
+            let mut markers = self.markers.write();
+            let pos = self.next();
+            markers.namespaces.entry(namespace.clone()).or_default().floor = pos;
+            markers.prune(pos);
+            if markers.clear == pos {
+                self.marker_pos.store(pos, SeqCst);
+            }
         }
-        drop(markers);
-        // A writer holds its guard from before it is admitted until after it has stored.
-        for lock in &self.locks {
-            drop(lock.lock());
+        // A writer holds its lock from its admission until its entry is stored.
+        if holds(Rule::FloorWaits) {
+            self.locks.iter().for_each(|lock| drop(lock.lock()));
         }
     }
 
@@ -243,6 +244,7 @@ impl Markers {
 }
 
 #[cfg(all(test, not(larder_shuttle)))]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

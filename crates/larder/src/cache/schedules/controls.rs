@@ -23,6 +23,7 @@ controls! {
     Tag: tag, memory::load_and_remove_tag;
     Clear: clear, memory::load_and_clear;
     Floor: floor, memory::load_and_remove_matching;
+    FloorWaits: floor_waits, memory::load_and_remove_matching;
     Incarnation: incarnation, tiers::load_and_remove_while_the_tier_restarts;
     Join: join, memory::load_and_remove;
     Join: join_and_set, memory::load_and_set;

@@ -25,6 +25,7 @@ impl Ghost {
         Ghost { lines: vec![Line { tags: [0; WAYS], next: 0 }; entries.div_ceil(WAYS)].into() }
     }
 
+    #[inline]
     pub(super) fn add(&mut self, fingerprint: u32) {
         let (at, tag) = self.place(fingerprint);
         let Some(line) = self.lines.get_mut(at) else { return };
@@ -34,6 +35,7 @@ impl Ghost {
     }
 
     /// Forgets `fingerprint`; true if it was remembered.
+    #[inline]
     pub(super) fn remove(&mut self, fingerprint: u32) -> bool {
         let (at, tag) = self.place(fingerprint);
         let Some(line) = self.lines.get_mut(at) else { return false };
@@ -47,6 +49,7 @@ impl Ghost {
         found
     }
 
+    #[inline]
     fn place(&self, fingerprint: u32) -> (usize, u16) {
         let mixed = super::hash::mix(fingerprint, 0xA24B_AED4_963E_E407);
         let at = ((mixed >> 32) * self.lines.len() as u64) >> 32;

@@ -16,8 +16,8 @@ pub(super) const SAMPLE_RATE_MAX: u32 = 64;
 
 /// The default hasher: foldhash (quality variant), keyed from the operating system's randomness.
 ///
-/// It costs a third of SipHash on short keys and resists flooding by who can't read hashes or time single
-/// probes; foldhash seeds itself from addresses and the time, so the seed is not left to it.
+/// Not cryptographic: it resists flooding by who can neither read hashes nor time single probes. By itself
+/// foldhash seeds from addresses and the time, which can be guessed, so the seed is not left to it.
 pub type KeyedState = SeedableRandomState;
 
 /// A hasher under `seed`, or under a random one.
@@ -49,11 +49,13 @@ pub(super) fn shard(hash: u64, shards: usize) -> usize {
 }
 
 /// The hash of a fingerprint for hashbrown, which reads its low and its top bits.
+#[inline]
 pub(super) fn index_hash(fingerprint: u32) -> u64 {
     u64::from(fingerprint).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
 /// 64 bits from a fingerprint, independent for each odd `salt`.
+#[inline]
 pub(super) fn mix(fingerprint: u32, salt: u64) -> u64 {
     let product = u128::from(u64::from(fingerprint) ^ salt) * u128::from(salt | 1);
     let folded = (product as u64) ^ (product >> 64) as u64;

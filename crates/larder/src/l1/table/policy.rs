@@ -95,17 +95,28 @@ const PROTECTED_SHARE: Share = Share::of(0.8);
 const DRIFT: usize = 4;
 /// Second chances given per eviction. Past it hits count for nothing, so that an eviction is bounded work.
 const PATIENCE: u32 = 256;
+/// The fewest entries that a policy is made for: below, its memory costs nothing.
+const ENTRIES_MIN: usize = 64;
 
 /// The memory and the decisions of one set of queues.
 pub(super) struct Policy {
     ghost: Ghost,
     sketch: Sketch,
+    /// The target of the small queue under the knobs of the last eviction.
+    small: Share,
+    drifting: bool,
 }
 
 impl Policy {
     /// For about `entries` entries, under any knobs.
     pub(super) fn new(entries: usize) -> Self {
-        Policy { ghost: Ghost::new(entries), sketch: Sketch::new(entries) }
+        let entries = entries.max(ENTRIES_MIN);
+        Policy {
+            ghost: Ghost::new(entries),
+            sketch: Sketch::new(entries),
+            small: KNOBS[0].small,
+            drifting: false,
+        }
     }
 
     /// For about `entries` entries, under these knobs alone.
@@ -114,15 +125,22 @@ impl Policy {
         Policy {
             ghost: Ghost::new(entries_if(knobs.ghost)),
             sketch: Sketch::new(entries_if(knobs.admission)),
+            small: knobs.small,
+            drifting: false,
         }
     }
 
-    /// Grows its memory when there are more entries than it was made for.
-    pub(super) fn make_room(&mut self, entries: usize) {
+    /// Fits its memory to the number of entries: grows it when there are more than it was made for, and
+    /// starts anew when a full shard holds less than a quarter, since it would remember for too long.
+    #[inline]
+    pub(super) fn fit(&mut self, entries: usize, is_full: bool) {
         let known = self.sketch.entries();
-        if entries > known && known > 0 {
+        if entries > known {
             self.sketch.grow(2);
             self.ghost = Ghost::new(self.sketch.entries());
+        } else if is_full && known / 4 > entries.max(ENTRIES_MIN) {
+            self.sketch = Sketch::new(entries.max(ENTRIES_MIN));
+            self.ghost = Ghost::new(entries.max(ENTRIES_MIN));
         }
     }
 
@@ -155,13 +173,7 @@ impl Policy {
     /// Takes the entry that has to go out of its queue. `None` if all queues are empty.
     pub(super) fn evict(&mut self, queues: &mut impl Queues, knobs: &Knobs, capacity: u64) -> Option<u32> {
         let small = small_target(knobs, capacity);
-        for _ in 0..DRIFT {
-            if queues.weight(List::Small) <= small + 1 {
-                break;
-            }
-            let Some(id) = queues.pop(List::Small) else { break };
-            queues.push(List::Probation, id);
-        }
+        self.drift(queues, knobs, small);
         let mut patience = PATIENCE;
         loop {
             if !knobs.admission
@@ -204,6 +216,27 @@ impl Policy {
             self.candidate(queues, knobs, &mut patience)?;
             let victim = queues.pop(List::Probation)?;
             return Some(if knobs.admission { self.bury(queues, victim) } else { victim });
+        }
+    }
+
+    /// After the knobs changed, lets the small queue shrink to its new target some entries at a time. At
+    /// other times it may exceed the target, by a heavy entry, and its oldest are to be judged as ever.
+    #[inline]
+    fn drift(&mut self, queues: &mut impl Queues, knobs: &Knobs, small: u64) {
+        if self.small != knobs.small {
+            self.small = knobs.small;
+            self.drifting = true;
+        }
+        if !self.drifting {
+            return;
+        }
+        for _ in 0..DRIFT {
+            self.drifting = queues.weight(List::Small) > small + 1;
+            if !self.drifting {
+                break;
+            }
+            let Some(id) = queues.pop(List::Small) else { break };
+            queues.push(List::Probation, id);
         }
     }
 
@@ -279,7 +312,7 @@ fn small_target(knobs: &Knobs, capacity: u64) -> u64 {
 }
 
 /// A part of a whole, in 65,536ths: evictions multiply by it too often for floating point.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Share(u64);
 
 impl Share {

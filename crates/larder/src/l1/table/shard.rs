@@ -137,7 +137,8 @@ impl<K, V> State<K, V> {
         let pinned = terms.pin == Pin::Pinned;
         let was_evicted = !pinned && self.policy.arrive(fingerprint.get());
         let room = self.limit.max(self.weight) - u64::from(weight);
-        if self.weight > room {
+        let is_full = self.weight > room;
+        if is_full {
             self.evict_down_to(room, usize::MAX, knobs, gone);
         } else {
             let capacity = self.evictable_max();
@@ -154,7 +155,7 @@ impl<K, V> State<K, V> {
         self.index.insert_unique(index_hash(fingerprint.get()), id, hash);
         self.weight += u64::from(weight);
         self.wheel.set(id, terms.expires_at_ms);
-        self.policy.make_room(self.slots.len());
+        self.policy.fit(self.slots.len(), is_full);
         true
     }
 

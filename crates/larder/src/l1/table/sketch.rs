@@ -55,6 +55,7 @@ impl Sketch {
     }
 
     /// Counts one more of `fingerprint`.
+    #[inline]
     pub(super) fn add(&mut self, fingerprint: u32) {
         let (at, cells) = self.place(fingerprint);
         let Some(Block(words)) = self.blocks.get_mut(at) else { return };
@@ -75,6 +76,7 @@ impl Sketch {
     }
 
     /// How often `fingerprint` was added lately, at most 15.
+    #[inline]
     pub(super) fn estimate(&self, fingerprint: u32) -> u8 {
         let (at, cells) = self.place(fingerprint);
         let Some(Block(words)) = self.blocks.get(at) else { return 0 };
@@ -89,6 +91,7 @@ impl Sketch {
     }
 
     /// The block, and a counter in each of its rows.
+    #[inline]
     fn place(&self, fingerprint: u32) -> (usize, [Cell; ROWS]) {
         let mixed = super::hash::mix(fingerprint, 0x9E6C_63D0_876A_3F35);
         let at = ((mixed >> 32) * self.blocks.len() as u64) >> 32;

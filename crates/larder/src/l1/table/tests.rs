@@ -379,3 +379,28 @@ fn two_threads_that_use_it_are_allowed() {
     fn shared<T: Send + Sync>() {}
     shared::<Table<String, Box<[u8]>>>();
 }
+
+#[test]
+fn neither_the_unit_of_weight_nor_a_wrong_hint_matters_much() {
+    let hits = |weight: u64, entries_hint: usize| {
+        let table = table(5000 * weight, entries_hint, 1);
+        let mut rng = fastrand::Rng::with_seed(3);
+        let mut hits = 0i32;
+        for at in 0..400_000 {
+            let key = if at % 10 == 0 { 1_000_000 + at } else { (rng.f64().powi(3) * 50_000.0) as u32 };
+            if table.get(&key, |_| ()).is_some() {
+                hits += 1;
+            } else {
+                put(&table, key, Terms::weighing(weight));
+            }
+        }
+        table.assert_valid();
+        hits
+    };
+    let right = hits(1, 5000);
+    assert!(right > 100_000);
+    for (weight, hint) in [(64, 5000), (64, 50), (1000, 200_000)] {
+        let got = hits(weight, hint);
+        assert!((right - got).abs() < right / 50, "{got} hits, not {right}: weight {weight}, hint {hint}");
+    }
+}

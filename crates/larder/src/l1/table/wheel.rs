@@ -37,11 +37,15 @@ impl Wheel {
     }
 
     /// Sets or moves the deadline of a slot; `u64::MAX` cancels it.
+    #[inline]
     pub(super) fn set(&mut self, id: u32, deadline: u64) {
         self.cancel(id);
-        if deadline == NEVER {
-            return;
+        if deadline != NEVER {
+            self.start(id, deadline);
         }
+    }
+
+    fn start(&mut self, id: u32, deadline: u64) {
         if self.buckets.is_empty() {
             self.buckets = vec![NONE; LEVELS * BUCKETS].into();
         }
@@ -53,6 +57,7 @@ impl Wheel {
         self.link(id);
     }
 
+    #[inline]
     pub(super) fn cancel(&mut self, id: u32) {
         if self.deadline(id) != NEVER {
             self.unlink(id);
@@ -60,6 +65,7 @@ impl Wheel {
         }
     }
 
+    #[inline]
     pub(super) fn deadline(&self, id: u32) -> u64 {
         self.timers.get(id as usize).map_or(NEVER, |timer| timer.deadline)
     }
