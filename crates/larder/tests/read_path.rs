@@ -1,5 +1,7 @@
 //! The read path as a caller sees it: what is fresh, what is stale, who loads.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use larder::clock::{Clock, ManualClock};
 use larder::{Cache, EntryOptions, ErrorKind, Loaded, Stale};
 use std::convert::Infallible;

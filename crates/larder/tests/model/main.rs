@@ -2,6 +2,8 @@
 //! clock moves, one after the other. The reference says which answers are allowed, and where the
 //! configuration can't lose an entry, which one is due.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -299,7 +301,7 @@ impl World {
                     self.reference.remove(place);
                 } else {
                     let renewed = self.version(Some(0), ttl, Vec::new());
-                    self.reference.check_expire(place, was_there, renewed, self.now());
+                    self.reference.check_expire(place, was_there, &renewed, self.now());
                 }
             }
             Op::Advance(ms) => self.clock.advance(Duration::from_millis(ms)),

@@ -228,11 +228,11 @@ impl Reference {
     }
 
     pub(crate) fn tags(&self, place: Place, value: u64) -> Vec<usize> {
-        let of_value = self.versions(place).iter().filter(|version| version.value == Some(value));
-        of_value.last().map(|version| version.tags.clone()).unwrap_or_default()
+        let mut of_value = self.versions(place).iter().filter(|version| version.value == Some(value));
+        of_value.next_back().map(|version| version.tags.clone()).unwrap_or_default()
     }
 
-    pub(crate) fn check_expire(&mut self, place: Place, was_there: bool, renewed: Version, now: u64) {
+    pub(crate) fn check_expire(&mut self, place: Place, was_there: bool, renewed: &Version, now: u64) {
         let due = self.due(place, now).is_some_and(|version| version.value.is_some());
         let is_possible = self
             .versions(place)

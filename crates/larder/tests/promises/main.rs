@@ -1,5 +1,8 @@
 //! What larder promises, one file per promise. Each opens with the failure that it prevents.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::cloned_ref_to_slice_refs, reason = "a slice of trait objects needs the coercion")]
+
 #[path = "../support/mod.rs"]
 mod support;
 
