@@ -32,8 +32,8 @@ pub struct EntryOptions {
     /// Each TTL is scaled by a random factor in `1 ± ttl_jitter`, so that entries that were written
     /// together don't expire together. 0 to 1. Default: 0.
     pub ttl_jitter: f64,
-    /// A hit makes an entry fresh for another TTL. In tiers below L1 the time moves on when half of it is
-    /// gone. Default: off.
+    /// A hit in L1 makes an entry fresh there for another TTL. Tiers below keep the time that it was written
+    /// with. Default: off.
     pub is_sliding: bool,
     /// For how long after its TTL an entry is served at once while one refresh runs. Default: 0, because
     /// a caller that gets an old value must have agreed to it.

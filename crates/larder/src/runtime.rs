@@ -54,12 +54,11 @@ pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
     drop(shuttle::future::spawn(future));
 }
 
-/// A timer that works in and outside of a runtime.
+/// A timer on larder's own runtime, so that it works outside of any, in one without timers, and while the
+/// caller's is busy.
 #[cfg(not(larder_shuttle))]
 pub(crate) fn sleep(duration: Duration) -> Pin<Box<tokio::time::Sleep>> {
-    // A runtime without a time driver panics here; larder's own has one.
-    let handle = Handle::try_current().unwrap_or_else(|_| own().clone());
-    let _guard = handle.enter();
+    let _own = own().enter();
     Box::pin(tokio::time::sleep(duration))
 }
 

@@ -325,7 +325,11 @@ impl Tier {
 
     /// The latest stamp of a set that it accepted.
     pub(crate) async fn last_stamp(&self) -> Result<Option<Stamp>> {
-        self.within(self.options.read_timeout, "last_stamp", self.backend.last_stamp()).await
+        if self.is_aside() {
+            return Err(Error::new(ErrorKind::Unavailable, "last_stamp").backend(self.name().to_owned()));
+        }
+        let answer = self.within(self.options.read_timeout, "last_stamp", self.backend.last_stamp()).await;
+        self.note(answer)
     }
 
     /// Frees some of what is expired or invalidated.

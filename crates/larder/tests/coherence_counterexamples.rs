@@ -1,7 +1,7 @@
 //! Failure: each of these is a sequence that once broke a version of the protocol that looked right. A random
 //! search found them; here they are by name. See `DESIGN.md`, "Coherence".
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
 

@@ -1,7 +1,7 @@
 //! Failure: each hit allocates a key, a boxed future or a string, and the cache costs more than what it
 //! saves.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use larder::backend::{MemoryBackend, MemoryOptions};
 use larder::{BoxError, Cache};

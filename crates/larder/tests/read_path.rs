@@ -1,6 +1,6 @@
 //! The read path as a caller sees it: what is fresh, what is stale, who loads.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use larder::clock::{Clock, ManualClock};
 use larder::{Cache, EntryOptions, ErrorKind, Loaded, Stale};
@@ -280,4 +280,28 @@ async fn expire_gives_a_new_ttl_and_says_whether_there_was_an_entry() {
     assert_eq!(cache.get("a").await, Some(1));
     assert!(cache.expire("a", Duration::ZERO).await.unwrap());
     assert_eq!(cache.get("a").await, None);
+}
+
+#[tokio::test]
+async fn an_absence_takes_the_place_of_the_stale_value_even_if_it_is_not_remembered() {
+    let options =
+        EntryOptions::default().ttl(SECOND).stale_on_error(60 * SECOND).negative_ttl(Duration::ZERO);
+    let (cache, clock) = cache(options.clone());
+    cache.set("a".into(), 1).await.unwrap();
+    clock.advance(2 * SECOND);
+    let absent = |_| async { Ok::<Option<u32>, Infallible>(None) };
+    assert_eq!(cache.get_or_load_optional("a", &options, absent).await.unwrap(), None);
+    let error = cache.get_or_load("a", |_| async { Err::<u32, _>("down") }).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Loader, "what the source has no more must not be served for it");
+}
+
+#[test]
+fn a_runtime_without_timers_is_enough() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let cache: Cache<String, u32> = Cache::builder().build().unwrap();
+    let load = |_| async {
+        tokio::task::yield_now().await;
+        Ok::<_, Infallible>(1)
+    };
+    assert_eq!(runtime.block_on(cache.get_or_load("a", load)).unwrap(), 1);
 }

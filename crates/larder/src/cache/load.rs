@@ -405,7 +405,9 @@ impl<K: Key, V: Value> Shared<K, V> {
             meta.revalidate_until_ms = meta.fresh_until_ms;
             meta.gone_at_ms = meta.fresh_until_ms;
         }
-        let is_stored = loaded.is_stored && !ttl.is_zero();
+        // An absence that is not to be remembered still takes the place of the old value, expired at once.
+        let replaces = is_negative && (one.item.met.is_some() || one.stale.is_some());
+        let is_stored = loaded.is_stored && (!ttl.is_zero() || replaces);
         Ok((Answer { value, meta, is_stale: false, from_tier: 0 }, is_stored))
     }
 

@@ -48,13 +48,21 @@ impl<K: Key, V: Value> Shared<K, V> {
     /// Ticks on from the last stamp that a tier accepted before a restart. Before the first set: with a clock
     /// that went back, it would lose against values it is meant to replace.
     pub(super) async fn adopt_stamps(&self) {
-        if self.has_adopted_stamps.swap(true, SeqCst) {
+        // Each early set asks for itself, or the second would overtake the first. What a tier could not say is
+        // asked for again by the next set.
+        if self.has_adopted_stamps.load(SeqCst) {
             return;
         }
+        let mut have_all_answered = true;
         for tier in &self.tiers {
-            if let Ok(Some(stamp)) = tier.last_stamp().await {
-                self.stamps.advance(stamp, self.clock.wall_ms());
+            match tier.last_stamp().await {
+                Ok(Some(stamp)) => self.stamps.advance(stamp, self.clock.wall_ms()),
+                Ok(None) => {}
+                Err(_) => have_all_answered = false,
             }
+        }
+        if have_all_answered {
+            self.has_adopted_stamps.store(true, SeqCst);
         }
     }
 

@@ -2,7 +2,7 @@
 //! clock moves, one after the other. The reference says which answers are allowed, and where the
 //! configuration can't lose an entry, which one is due.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -2,7 +2,7 @@
 //! again; the key is locked from then on.
 
 use super::support::{Faulty, Mood};
-use super::{SECOND, cache, memory, settle};
+use super::{SECOND, cache, memory, promptly, settle};
 use larder::clock::{Clock, ManualClock};
 use larder::{BoxError, Cache, EntryOptions, ErrorKind};
 use std::sync::Arc;
@@ -81,9 +81,9 @@ async fn a_weigher_or_backend_that_panics_is_an_error_to_all_who_wait() {
     let cache: Cache<String, u64> =
         Cache::builder().clock(Clock::from(clock)).tier(tier.clone()).build().unwrap();
     tier.feel(Mood::Panics);
-    assert_eq!(cache.set("a".into(), 1).await.unwrap_err().kind(), ErrorKind::Panicked);
-    assert_eq!(cache.remove("a").await.unwrap_err().kind(), ErrorKind::Panicked);
-    assert_eq!(cache.clear().await.unwrap_err().kind(), ErrorKind::Panicked);
+    assert_eq!(promptly(cache.set("a".into(), 1)).await.unwrap_err().kind(), ErrorKind::Panicked);
+    assert_eq!(promptly(cache.remove("a")).await.unwrap_err().kind(), ErrorKind::Panicked);
+    assert_eq!(promptly(cache.clear()).await.unwrap_err().kind(), ErrorKind::Panicked);
     assert_eq!(cache.get("a").await, None);
     tier.feel(Mood::Well);
     cache.set("a".into(), 1).await.unwrap();

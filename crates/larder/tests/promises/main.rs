@@ -1,6 +1,7 @@
 //! What larder promises, one file per promise. Each opens with the failure that it prevents.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::cloned_ref_to_slice_refs, reason = "a slice of trait objects needs the coercion")]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -49,6 +50,11 @@ async fn settle() {
     for _ in 0..50 {
         tokio::task::yield_now().await;
     }
+}
+
+/// The manual clock stands still, so a wait for nothing would never end: this ends it by the system's.
+async fn promptly<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), future).await.expect("it waits for ever")
 }
 
 /// Polls once, outside of any task.

@@ -1,18 +1,13 @@
 //! Failure: the loader of A asks for B, whose loader asks for A; both wait for each other until somebody
 //! restarts the process.
 
-use super::cache;
+use super::{cache, promptly};
 use larder::clock::ManualClock;
 use larder::{BoxError, Cache, EntryOptions, ErrorKind};
 use std::collections::HashMap;
 
 fn new() -> Cache<String, u64> {
     cache(&ManualClock::new(), &[], EntryOptions::default())
-}
-
-/// The time stands still, so a wait for itself would never end.
-async fn promptly<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(std::time::Duration::from_secs(20), future).await.expect("it waits for itself")
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Failure: the source hangs, requests pile up, and the memory of the process ends before the patience of
 //! its callers does.
 
-use super::settle;
+use super::{promptly, settle};
 use larder::clock::{Clock, ManualClock};
 use larder::{BoxError, Cache, EntryOptions, ErrorKind};
 use std::time::Duration;
@@ -21,10 +21,10 @@ async fn flights_and_waiters_are_bounded_and_come_back() {
     };
     let under_way: Vec<_> = [1, 1, 1, 2].map(call).into();
     settle().await;
-    let waiter = cache.get_or_load(&1, pending()).await.unwrap_err();
+    let waiter = promptly(cache.get_or_load(&1, pending())).await.unwrap_err();
     assert_eq!(waiter.kind(), ErrorKind::Overloaded);
     assert!(waiter.is_transient());
-    let flight = cache.get_or_load(&3, pending()).await.unwrap_err();
+    let flight = promptly(cache.get_or_load(&3, pending())).await.unwrap_err();
     assert_eq!(flight.kind(), ErrorKind::Overloaded);
     let options = cache.options();
     let many = cache.get_many_or_load(&[3, 4], &options, |_| async {
