@@ -39,6 +39,10 @@ macro_rules! cases {
             // Room to spare, so that shards that are fuller than others evict nothing.
             let capacity = keys.len() + keys.len() / 2 + 200;
             let table = peers::table::<$key>(capacity);
+            let cache: larder::Cache<$key, u64> = larder::Cache::builder()
+                .entries_max(capacity as u64)
+                .build()
+                .expect("the settings are right");
             let quick = quick_cache::sync::Cache::<$key, u64>::new(capacity);
             let moka = moka::sync::Cache::<$key, u64>::new(capacity as u64);
             let moka_future = moka::future::Cache::<$key, u64>::new(capacity as u64);
@@ -50,6 +54,8 @@ macro_rules! cases {
             for (value, key) in keys.iter().enumerate() {
                 let value = value as u64;
                 table.insert(key.clone(), value, Terms::weighing(1), &mut |_, _, _| {});
+                let set = peers::ready(cache.set(key.clone(), value));
+                set.expect("a set without tiers never waits").expect("an open cache takes a set");
                 quick.insert(key.clone(), value);
                 moka.insert(key.clone(), value);
                 peers::ready(moka_future.insert(key.clone(), value));
@@ -62,6 +68,7 @@ macro_rules! cases {
             moka.run_pending_tasks();
             peers::ready(moka_future.run_pending_tasks());
             let (t, q, m, f) = (&table, &quick, &moka, &moka_future);
+            let whole = &cache;
             let (i, c, s, l, u) = (&mini, &cached, &s3fifo, &lru, &lfu);
             let subjects = vec![
                 Subject { name: "quick_cache", batch: lookups!(keys, order, |key| q.get::<$lookup>(key)) },
@@ -70,8 +77,24 @@ macro_rules! cases {
                     batch: lookups!(keys, order, |key| t.get::<$lookup, _>(key, |value| *value)),
                 },
                 Subject {
-                    name: "larder-peek",
+                    name: "larder-table-peek",
                     batch: lookups!(keys, order, |key| t.peek::<$lookup, _>(key, |value| *value)),
+                },
+                // The whole cache as a user has it: TTL, statistics and namespaces on.
+                Subject {
+                    name: "larder-peek",
+                    batch: lookups!(keys, order, |key| whole.peek::<$lookup>(key)),
+                },
+                Subject {
+                    name: "larder-get",
+                    batch: lookups!(keys, order, |key| peers::ready(whole.get::<$lookup>(key))),
+                },
+                Subject {
+                    name: "larder-get-or-load",
+                    batch: lookups!(keys, order, |key| {
+                        let load = |_| async { Ok::<u64, std::convert::Infallible>(0) };
+                        peers::ready(whole.get_or_load::<$lookup, _, _, _, _>(key, load)).and_then(Result::ok)
+                    }),
                 },
                 Subject { name: "moka", batch: lookups!(keys, order, |key| m.get::<$lookup>(key)) },
                 Subject {
