@@ -176,11 +176,11 @@ impl fmt::Display for Explanation {
         for TierExplanation { tier, state, entry } in &self.tiers {
             write!(f, "{tier:<10} {state}")?;
             if let Some(entry) = entry {
-                let ms = |left: Option<u64>| {
-                    left.map_or_else(|| "never".to_owned(), |ms| format!("{:.1} s", ms as f64 / 1e3))
-                };
+                let seconds = |ms: u64| format!("{:.1} s", ms as f64 / 1e3);
+                let fresh = entry.fresh_ms_left.map_or("ever".to_owned(), seconds);
+                let gone = entry.gone_ms_left.map_or("never".to_owned(), |ms| format!("in {}", seconds(ms)));
                 write!(f, ", {}", if entry.is_negative { "absence" } else { entry.kind })?;
-                write!(f, ", fresh for {}, gone in {}", ms(entry.fresh_ms_left), ms(entry.gone_ms_left))?;
+                write!(f, ", fresh for {fresh}, gone {gone}")?;
                 if let Some(bytes) = entry.bytes {
                     write!(f, ", {bytes} bytes")?;
                 }
@@ -189,7 +189,7 @@ impl fmt::Display for Explanation {
                     write!(f, ", tags {}", entry.tags.join(" "))?;
                 }
                 if let Some(accesses) = entry.accesses {
-                    write!(f, ", read {accesses} times, idle {}", ms(entry.idle_ms))?;
+                    write!(f, ", read {accesses} times, idle {}", seconds(entry.idle_ms.unwrap_or(0)))?;
                 }
                 if let Some(source) = &entry.source {
                     write!(f, ", copied from {source}")?;
