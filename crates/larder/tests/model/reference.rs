@@ -72,6 +72,11 @@ impl Reference {
     /// A load: what is older may still be in a tier that failed, or that answers before the write-back.
     pub(crate) fn store_loaded(&mut self, place: Place, version: Version) {
         if version.ttl == 0 {
+            // An absence that is not remembered may have taken the place of what was there.
+            if version.value.is_none() {
+                let before = self.live.entry(place).or_default();
+                before.iter_mut().for_each(|version| version.may_be_lost = true);
+            }
             return;
         }
         let versions = self.live.entry(place).or_default();
