@@ -1,4 +1,5 @@
-//! larder: a cache toolkit.
+//! A cache that invalidates correctly and never takes its service down. Begin with [`Cache`]; modules are listed
+//! in `ARCHITECTURE.md` in the order in which a request meets them.
 
 #[cfg(feature = "macros")]
 #[doc(hidden)]

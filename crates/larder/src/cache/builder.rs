@@ -112,13 +112,15 @@ impl<K: Key, V: Value> Builder<K, V> {
     }
 
     /// Most loads under way at once; further ones fail with
-    /// [`Overloaded`](crate::ErrorKind::Overloaded). Default: 10,000, some tens of megabytes of tasks.
+    /// [`Overloaded`](crate::ErrorKind::Overloaded). Default: 10,000, far more than a source bears at once, and
+    /// a bound on the tasks all the same.
     pub fn flights_max(mut self, flights_max: usize) -> Self {
         self.flights_max = flights_max;
         self
     }
 
-    /// Most callers that wait for one load. Default: 100,000.
+    /// Most callers that wait for one load, to within a few that come at the same time. Default: 100,000, far more
+    /// than a healthy process has.
     pub fn waiters_max(mut self, waiters_max: usize) -> Self {
         self.waiters_max = waiters_max;
         self

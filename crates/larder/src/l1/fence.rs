@@ -16,7 +16,7 @@ use std::collections::HashMap;
 const STRIPES: usize = if cfg!(larder_shuttle) { 2 } else { 4096 };
 /// Locks over the stripes: writers of different keys rarely meet.
 const LOCKS: usize = if cfg!(larder_shuttle) { 2 } else { 64 };
-/// Most markers kept, some 10 MB. Pruning drops the older half and clears what was written before them.
+/// Most markers kept. Pruning drops the older half and clears what was written before them.
 const MARKERS_MAX: usize = 65_536;
 
 /// Most namespaces with a clear, floor or marker. One more, and everything is cleared: it takes a client that
