@@ -226,6 +226,14 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// Drops an entry that could not be opened, if it still is `sealed`. Refuses nothing afterwards.
     async fn discard(&self, key: &EntryKey, sealed: &Bytes) -> Result<()>;
 
+    /// Sets an entry aside whose authentication failed under a known key, if it still is `sealed`: it is no
+    /// longer served, and kept for an operator to look at where the store has room for that. `why` is a
+    /// reason's name, without secrets. By default the entry is [discarded](Self::discard).
+    async fn quarantine(&self, key: &EntryKey, sealed: &Bytes, why: &'static str) -> Result<()> {
+        let _ = why;
+        self.discard(key, sealed).await
+    }
+
     /// Invalidates a tag or the namespace, and refuses writes that began before. Space is freed later.
     async fn mark(&self, namespace: &Namespace, mark: &Mark) -> Result<()>;
 
