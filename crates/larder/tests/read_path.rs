@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use larder::backend::{Backend, MemoryBackend, MemoryOptions};
 use larder::clock::{Clock, ManualClock};
 use larder::{Cache, EntryOptions, ErrorKind, Loaded, Stale};
 use std::convert::Infallible;
@@ -145,6 +146,26 @@ async fn loaders_set_ttl_and_tags_decline_and_answer_not_modified() {
     assert_eq!(cache.get("b").await, None);
     let nothing = |_| async { Ok::<Loaded<u32>, Infallible>(Loaded::not_modified()) };
     assert_eq!(cache.get_or_load("c", nothing).await.unwrap_err().kind(), ErrorKind::Loader);
+}
+
+#[tokio::test]
+async fn not_modified_after_a_stale_answer_of_a_tier_renews_the_tier_too() {
+    let clock = ManualClock::new();
+    let options = MemoryOptions { clock: Clock::from(clock.clone()), ..MemoryOptions::default() };
+    let tier: Arc<dyn Backend> = Arc::new(MemoryBackend::new(options));
+    let start = || {
+        let options = EntryOptions::default().ttl(SECOND).stale_while_revalidate(60 * SECOND);
+        let builder = Cache::<String, u32>::builder().clock(Clock::from(clock.clone())).defaults(options);
+        builder.tier(Arc::clone(&tier)).build().unwrap()
+    };
+    start().set("a".into(), 1).await.unwrap();
+    clock.advance(2 * SECOND);
+    let restarted = start();
+    let load = |_| async { Ok::<Loaded<u32>, Infallible>(Loaded::not_modified()) };
+    assert_eq!(restarted.get_or_load_with("a", &restarted.options(), load).await.unwrap(), 1);
+    settle().await;
+    let hit = start().lookup("a", Stale::Allow).await.unwrap();
+    assert_eq!((hit.value, hit.is_stale), (1, false));
 }
 
 #[tokio::test]

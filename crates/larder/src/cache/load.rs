@@ -48,6 +48,8 @@ struct Pending<K: Hash + Eq, V: Clone> {
     /// The latest entry of a tier that is not the answer; of the same one in two tiers, the lower.
     stale: Option<Answer<V>>,
     previous: Option<Previous<V>>,
+    /// The tier in which what is being refreshed was found with these tickets; 0 when it was L1.
+    refreshes_tier: u8,
 }
 
 /// What a loader may declare "not modified".
@@ -82,7 +84,14 @@ impl<K: Key, V: Value> Shared<K, V> {
             match self.encode(&space, &item.key) {
                 Ok(entry_key) => {
                     let tickets = vec![None; self.tiers.len()];
-                    pending.push(Pending { item, entry_key, tickets, stale: None, previous: None });
+                    pending.push(Pending {
+                        item,
+                        entry_key,
+                        tickets,
+                        stale: None,
+                        previous: None,
+                        refreshes_tier: 0,
+                    });
                 }
                 Err(error) => item.landing.land(Err(error)),
             }
@@ -237,12 +246,15 @@ impl<K: Key, V: Value> Shared<K, V> {
             options,
         );
         let met = self.l1.seen(space, &one.item.key, self.now());
+        let is_met = met.as_ref().is_some_and(|met| met.meta.stamp == stale.meta.stamp);
+        let refreshes_tier = if is_met { stale.from_tier } else { 0 };
         one.item.landing.land(Ok(Some(stale)));
         let slot = Slot { space: space.id, key: one.item.key.clone() };
         match self.flights.board(&slot, Purpose::Load, |_| true, || None::<()>, || self.l1.ticket()) {
             Boarding::Started(landing) => {
                 self.counters.add(Count::Refresh);
-                Some(Pending { item: Item { key: slot.key, landing, met, mode: Mode::Refresh }, ..one })
+                let item = Item { key: slot.key, landing, met, mode: Mode::Refresh };
+                Some(Pending { item, refreshes_tier, ..one })
             }
             _ => None,
         }
@@ -310,7 +322,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         let met = one.item.met.as_ref().filter(is_current);
         let (value, tags, from_tier) = match (met, &one.stale) {
             (Some(met), stale) if stale.as_ref().is_none_or(|stale| stale.meta.stamp < met.meta.stamp) => {
-                (&met.value, &met.meta.tags, 0)
+                (&met.value, &met.meta.tags, one.refreshes_tier)
             }
             (_, Some(stale)) => (&stale.value, &stale.meta.tags, stale.from_tier),
             (_, None) => return None,

@@ -75,12 +75,16 @@ impl Reference {
             // An absence that is not remembered may have taken the place of what was there.
             if version.value.is_none() {
                 let before = self.live.entry(place).or_default();
-                before.iter_mut().for_each(|version| version.may_be_lost = true);
+                let is_lossless = self.is_lossless;
+                before.retain_mut(|version| {
+                    version.may_be_lost = true;
+                    version.has_jumped || !is_lossless
+                });
             }
             return;
         }
         let versions = self.live.entry(place).or_default();
-        if self.is_lossless {
+        if self.is_lossless && !version.may_be_lost {
             versions.clear();
         }
         versions.push(version);
