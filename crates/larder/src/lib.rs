@@ -10,6 +10,7 @@ pub mod clock;
 pub mod entry;
 pub mod envelope;
 pub mod error;
+pub mod guard;
 pub mod key;
 mod l1;
 pub mod options;
@@ -30,6 +31,7 @@ pub use cache::{
 pub use l1::table as unstable_table;
 
 pub use error::{BoxError, Error, ErrorClass, ErrorKind, Result};
+pub use guard::{BreakerMode, BreakerState, GuardOptions};
 pub use l1::EvictReason;
 #[cfg(feature = "macros")]
 #[doc = include_str!("cached.md")]

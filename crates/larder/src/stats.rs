@@ -1,5 +1,6 @@
 //! What a cache counts, and how without a counter that all threads write.
 
+use crate::guard::GuardStats;
 use serde::Serialize;
 use std::cell::Cell;
 use std::sync::atomic::{
@@ -223,6 +224,8 @@ pub struct TierStats {
     pub undelivered: u64,
     /// Whether it is set aside.
     pub is_aside: bool,
+    /// What its guard counted.
+    pub guard: GuardStats,
 }
 
 impl Counters {

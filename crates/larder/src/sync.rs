@@ -45,6 +45,27 @@ impl<T: ?Sized + std::fmt::Debug> std::fmt::Debug for Mutex<T> {
     }
 }
 
+/// A mutex that ignores poison and is no step of a schedule: for state that no rule of the protocol depends on.
+#[derive(Default)]
+pub(crate) struct Unscheduled<T>(std::sync::Mutex<T>);
+
+impl<T> Unscheduled<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Unscheduled(std::sync::Mutex::new(value))
+    }
+
+    #[cfg_attr(not(larder_shuttle), allow(unused_qualifications, reason = "shuttle's guard is another type"))]
+    pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl<T> std::fmt::Debug for Unscheduled<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Unscheduled(..)")
+    }
+}
+
 /// A reader-writer lock that ignores poison.
 #[derive(Default)]
 pub(crate) struct RwLock<T: ?Sized>(imp::RwLock<T>);

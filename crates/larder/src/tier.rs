@@ -7,6 +7,7 @@ use crate::backend::{Backend, Mark, Miss, Page, Put, PutOutcome, Removed, Scan, 
 use crate::clock::Clock;
 use crate::entry::Meta;
 use crate::error::{Error, ErrorKind, Result};
+use crate::guard::{BreakerMode, Call, Guard, GuardOptions, Priority, Repeat, Side, Stopped};
 use crate::key::{EntryKey, Namespace, Pattern};
 use crate::rules::{Rule, holds};
 use crate::stamp::Stamp;
@@ -39,6 +40,9 @@ pub struct TierOptions {
     /// be repeated as a removal.
     #[serde(with = "crate::options::seconds")]
     pub write_timeout: Duration,
+    /// What every call passes: admission, breaker, attempts. Default: `None`, what the
+    /// [backend recommends](Backend::guard).
+    pub guard: Option<GuardOptions>,
 }
 
 impl Default for TierOptions {
@@ -47,6 +51,7 @@ impl Default for TierOptions {
             ttl_max: Duration::MAX,
             read_timeout: Duration::from_secs(1),
             write_timeout: Duration::from_secs(5),
+            guard: None,
         }
     }
 }
@@ -63,6 +68,7 @@ pub(crate) struct Tier {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) options: TierOptions,
     clock: Clock,
+    guard: Guard,
     state: Mutex<State>,
     counters: TierCounters,
     refused: Mutex<HashMap<&'static str, u64>>,
@@ -132,7 +138,9 @@ pub(crate) enum Delivered {
 
 impl Tier {
     pub(crate) fn new(backend: Arc<dyn Backend>, options: TierOptions, clock: Clock) -> Self {
+        let guard = options.guard.clone().unwrap_or_else(|| backend.guard());
         Tier {
+            guard: Guard::new(&guard, clock.clone()),
             backend,
             options,
             clock,
@@ -165,25 +173,30 @@ impl Tier {
             self.counters.bypassed.fetch_add(keys.len() as u64, Relaxed);
             return keys.iter().map(|_| TierRead::Unavailable).collect();
         }
-        let call = async {
+        let attempt = || async {
             match keys {
-                [key] => Ok(vec![self.backend.get(key).await]),
-                _ => Ok(self.backend.get_many(keys).await),
+                [key] => self.backend.get(key).await.map(|read| vec![Ok(read)]),
+                _ => unless_all_failed(self.backend.get_many(keys).await),
             }
         };
-        let answers = self.within(self.options.read_timeout, "get", call).await;
-        let answers = answers.unwrap_or_else(|error| keys.iter().map(|_| Err(error.clone())).collect());
+        let answers = match self.note(self.guard.call(self.reading("get"), attempt).await) {
+            Ok(answers) => answers,
+            Err(_) => return keys.iter().map(|_| TierRead::Unavailable).collect(),
+        };
         // A removal may have been kept for replay while the read was under way: its answer is too old.
         let is_aside = self.is_aside();
         answers
             .into_iter()
-            .map(|answer| match self.note(answer) {
+            .map(|answer| match answer {
                 Ok(_) if is_aside => TierRead::Unavailable,
                 Ok(read) => match read.found {
                     Ok(sealed) => TierRead::Found { ticket: read.ticket, sealed },
                     Err(why) => TierRead::Missed { ticket: read.ticket, why },
                 },
-                Err(_) => TierRead::Unavailable,
+                Err(_) => {
+                    self.counters.errors.fetch_add(1, Relaxed);
+                    TierRead::Unavailable
+                }
             })
             .collect()
     }
@@ -193,8 +206,7 @@ impl Tier {
         if self.is_aside() {
             return None;
         }
-        let answer = self.within(self.options.read_timeout, "ticket", self.backend.ticket(key)).await;
-        self.note(answer).ok()
+        self.note(self.guard.call(self.reading("ticket"), || self.backend.ticket(key)).await).ok()
     }
 
     /// Writes a loaded value; nothing depends on whether it arrives.
@@ -206,10 +218,15 @@ impl Tier {
             self.counters.bypassed.fetch_add(puts.len() as u64, Relaxed);
             return;
         }
-        let call = async { Ok(self.backend.put_many(puts).await) };
-        match self.within(self.options.write_timeout, "put", call).await {
+        let mut puts = Some(puts);
+        let attempt = || {
+            let puts = puts.take().expect("what is never repeated is called once");
+            async { unless_all_failed(self.backend.put_many(puts).await) }
+        };
+        let call = Call { repeat: Repeat::Never, priority: Priority::Warm, ..self.writing("put") };
+        match self.guard.call(call, attempt).await {
             Ok(answers) => answers.into_iter().for_each(|answer| drop(self.count(answer))),
-            Err(error) => drop(self.count(Err(error))),
+            Err(stopped) => drop(self.count(Err(self.unwrap(stopped)))),
         }
     }
 
@@ -217,8 +234,14 @@ impl Tier {
     pub(crate) async fn set(&self, put: Put) -> Option<PutOutcome> {
         let key = put.key.clone();
         if !self.is_aside() {
-            let call = self.within(self.options.write_timeout, "put", self.backend.put(put));
-            match self.count(call.await) {
+            let stamp = put.meta.stamp;
+            let answer = self.guard.call(self.writing("put"), || self.backend.put(put.clone())).await;
+            let answer = answer.map_err(|stopped| self.unwrap(stopped)).map(|outcome| match outcome {
+                // An attempt of this very set that was given up has arrived after all.
+                PutOutcome::Older(there) if there == stamp => PutOutcome::Stored,
+                outcome => outcome,
+            });
+            match self.count(answer) {
                 Ok(outcome) => return Some(outcome),
                 Err(error) => tracing::warn!(tier = self.name(), %error, "a set could not be stored"),
             }
@@ -252,36 +275,40 @@ impl Tier {
     }
 
     async fn deliver(&self, removal: &Removal<'_>) -> Result<Vec<u64>> {
-        let call = async {
-            match removal {
-                Removal::Keys(keys) => {
-                    let answers = match keys {
-                        [key] => vec![self.backend.remove(key).await],
-                        _ => self.backend.remove_many(keys).await,
-                    };
-                    answers.into_iter().map(|answer| Ok(u64::from(answer? == Removed::Existed))).collect()
-                }
-                Removal::Mark(namespace, mark) => self.backend.mark(namespace, mark).await.map(|()| vec![0]),
-                Removal::Matching(namespace, pattern) => {
-                    self.backend.remove_matching(namespace, pattern).await.map(|count| vec![count])
-                }
-            }
+        let attempt = || self.carry_out(removal);
+        let call = Call { priority: Priority::Invalidate, ..self.writing("remove") };
+        let call = match removal {
+            Removal::Matching(..) => Call { deadline: self.scan_timeout(), repeat: Repeat::Never, ..call },
+            _ => call,
         };
-        let timeout = match removal {
-            Removal::Matching(..) => self.scan_timeout(),
-            _ => self.options.write_timeout,
-        };
-        let answer = self.within(timeout, "remove", call).await;
+        let answer = self.guard.call(call, attempt).await.map_err(|stopped| self.unwrap(stopped));
         if answer.is_err() {
             self.counters.errors.fetch_add(1, Relaxed);
         }
         answer
     }
 
+    async fn carry_out(&self, removal: &Removal<'_>) -> Result<Vec<u64>> {
+        match removal {
+            Removal::Keys(keys) => {
+                let answers = match keys {
+                    [key] => vec![self.backend.remove(key).await],
+                    _ => self.backend.remove_many(keys).await,
+                };
+                answers.into_iter().map(|answer| Ok(u64::from(answer? == Removed::Existed))).collect()
+            }
+            Removal::Mark(namespace, mark) => self.backend.mark(namespace, mark).await.map(|()| vec![0]),
+            Removal::Matching(namespace, pattern) => {
+                self.backend.remove_matching(namespace, pattern).await.map(|count| vec![count])
+            }
+        }
+    }
+
     /// Drops an entry that could not be opened.
     pub(crate) async fn discard(&self, key: &EntryKey, sealed: &Bytes) {
-        let call = self.backend.discard(key, sealed);
-        if let Err(error) = self.within(self.options.write_timeout, "discard", call).await {
+        let call = Call { priority: Priority::Warm, ..self.writing("discard") };
+        if let Err(stopped) = self.guard.call(call, || self.backend.discard(key, sealed)).await {
+            let error = self.unwrap(stopped);
             tracing::debug!(tier = self.name(), %error, "a refused entry could not be dropped");
         }
     }
@@ -304,21 +331,26 @@ impl Tier {
                 tracing::info!(tier = self.name(), "the tier is back");
                 state.aside_since_ms = None;
                 state.failures_in_row = 0;
+                self.guard.try_again();
                 return;
             }
         }
     }
 
+    /// Past the guard: what comes first after an outage must not wait for a breaker.
     async fn replay(&self, kept: &Undelivered) -> Result<()> {
+        let deliver = async |removal: Removal<'_>, timeout| {
+            self.within(timeout, "remove", self.carry_out(&removal)).await.map(drop)
+        };
         for (namespace, mark) in kept.marks.keys() {
-            self.deliver(&Removal::Mark(namespace, mark)).await?;
+            deliver(Removal::Mark(namespace, mark), self.options.write_timeout).await?;
         }
         for (namespace, pattern, _) in &kept.patterns {
-            self.deliver(&Removal::Matching(namespace, pattern)).await?;
+            deliver(Removal::Matching(namespace, pattern), self.scan_timeout()).await?;
         }
         let keys: Vec<EntryKey> = kept.keys.keys().cloned().collect();
         for batch in keys.chunks(REPLAY_BATCH) {
-            self.deliver(&Removal::Keys(batch)).await?;
+            deliver(Removal::Keys(batch), self.options.write_timeout).await?;
         }
         Ok(())
     }
@@ -328,21 +360,24 @@ impl Tier {
         if self.is_aside() {
             return Err(Error::new(ErrorKind::Unavailable, "last_stamp").backend(self.name().to_owned()));
         }
-        let answer = self.within(self.options.read_timeout, "last_stamp", self.backend.last_stamp()).await;
-        self.note(answer)
+        self.note(self.guard.call(self.reading("last_stamp"), || self.backend.last_stamp()).await)
     }
 
     /// Frees some of what is expired or invalidated.
     pub(crate) async fn sweep(&self, limit: usize) -> Result<u64> {
-        self.within(self.scan_timeout(), "sweep", self.backend.sweep(limit)).await
+        let call = Call { side: Side::Write, ..self.scanning("sweep") };
+        let answer = self.guard.call(call, || self.backend.sweep(limit)).await;
+        answer.map_err(|stopped| self.unwrap(stopped))
     }
 
     pub(crate) async fn scan(&self, scan: Scan<'_>) -> Result<Page> {
-        self.within(self.scan_timeout(), "scan", self.backend.scan(scan)).await
+        let answer = self.guard.call(self.scanning("scan"), || self.backend.scan(scan.clone())).await;
+        answer.map_err(|stopped| self.unwrap(stopped))
     }
 
     pub(crate) async fn namespaces(&self) -> Result<Vec<Namespace>> {
-        self.within(self.scan_timeout(), "scan", self.backend.namespaces()).await
+        let answer = self.guard.call(self.scanning("scan"), || self.backend.namespaces()).await;
+        answer.map_err(|stopped| self.unwrap(stopped))
     }
 
     /// A scan takes as long as the tier is large.
@@ -350,7 +385,12 @@ impl Tier {
         self.options.write_timeout.saturating_mul(60)
     }
 
-    /// Asks for a sign of life, set aside or not.
+    /// Takes an operator's word on the breakers.
+    pub(crate) fn set_breaker_mode(&self, mode: BreakerMode) {
+        self.guard.set_breaker_mode(mode);
+    }
+
+    /// Asks for a sign of life past the guard, set aside or not.
     pub(crate) async fn ping(&self) -> Result<()> {
         self.within(self.options.read_timeout, "ping", self.backend.ping()).await
     }
@@ -388,6 +428,7 @@ impl Tier {
             bypassed: load(&self.counters.bypassed),
             undelivered,
             is_aside,
+            guard: self.guard.stats(),
         }
     }
 
@@ -409,21 +450,64 @@ impl Tier {
         answer
     }
 
-    /// Counts failed reads in a row, and sets the tier aside at the third.
-    fn note<T>(&self, answer: Result<T>) -> Result<T> {
-        let mut state = self.state.lock();
-        match &answer {
-            Ok(_) => state.failures_in_row = 0,
-            Err(error) => {
+    /// Counts failed reads in a row, and sets the tier aside at the third. What the guard refused is not a
+    /// failure of the backend's.
+    fn note<T>(&self, answer: Result<T, Stopped>) -> Result<T> {
+        match answer {
+            Ok(value) => {
+                self.state.lock().failures_in_row = 0;
+                Ok(value)
+            }
+            Err(stopped @ Stopped::Refused(_)) => {
+                self.counters.bypassed.fetch_add(1, Relaxed);
+                Err(self.unwrap(stopped))
+            }
+            Err(stopped @ Stopped::Failed(_)) => {
+                let error = self.unwrap(stopped);
                 self.counters.errors.fetch_add(1, Relaxed);
+                let mut state = self.state.lock();
                 state.failures_in_row += 1;
                 if state.failures_in_row >= FAILURES_MAX && state.aside_since_ms.is_none() {
                     tracing::warn!(tier = self.name(), %error, "the tier is set aside");
                     state.set_aside(self.clock.mono_ms(), error.clone());
                 }
+                Err(error)
             }
         }
-        answer
+    }
+
+    fn unwrap(&self, stopped: Stopped) -> Error {
+        let error = stopped.into_error();
+        if error.backend_name().is_none() { error.backend(self.name().to_owned()) } else { error }
+    }
+
+    fn reading(&self, operation: &'static str) -> Call {
+        Call {
+            operation,
+            side: Side::Read,
+            priority: Priority::Read,
+            deadline: self.options.read_timeout,
+            repeat: Repeat::Safe,
+        }
+    }
+
+    fn writing(&self, operation: &'static str) -> Call {
+        Call {
+            operation,
+            side: Side::Write,
+            priority: Priority::Set,
+            deadline: self.options.write_timeout,
+            repeat: Repeat::Safe,
+        }
+    }
+
+    fn scanning(&self, operation: &'static str) -> Call {
+        Call {
+            priority: Priority::Warm,
+            deadline: self.scan_timeout(),
+            repeat: Repeat::Never,
+            ..self.reading(operation)
+        }
     }
 
     async fn within<T>(
@@ -438,6 +522,14 @@ impl Tier {
         Err(Error::new(ErrorKind::Timeout, operation)
             .backend(self.name().to_owned())
             .message(format!("no answer within {timeout:?}")))
+    }
+}
+
+/// A batch has failed when all of it has; one of its errors stands for the others.
+fn unless_all_failed<T>(answers: Vec<Result<T>>) -> Result<Vec<Result<T>>> {
+    match answers.iter().all(Result::is_err) {
+        true => answers.into_iter().next().map_or(Ok(Vec::new()), |first| first.map(|_| Vec::new())),
+        false => Ok(answers),
     }
 }
 

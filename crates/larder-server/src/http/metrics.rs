@@ -185,7 +185,7 @@ fn of_tiers(text: &mut Text, stats: &Stats) {
         }
     }
     type Of = fn(&larder::TierStats) -> u64;
-    let families: [(&str, &str, &str, Of); 7] = [
+    let families: [(&str, &str, &str, Of); 16] = [
         ("larder_tier_promotions_total", "counter", "Entries copied upwards.", |tier| tier.promotions),
         ("larder_tier_writes_total", "counter", "Accepted writes.", |tier| tier.writes),
         (
@@ -203,12 +203,42 @@ fn of_tiers(text: &mut Text, stats: &Stats) {
         ),
         ("larder_tier_undelivered", "gauge", "Removals that wait to be replayed.", |tier| tier.undelivered),
         ("larder_tier_aside", "gauge", "1 while the tier is set aside.", |tier| tier.is_aside.into()),
+        ("larder_tier_breaker_read", "gauge", "0 closed, 1 half open, 2 open.", |tier| {
+            breaker(tier.guard.read_breaker)
+        }),
+        ("larder_tier_breaker_write", "gauge", "0 closed, 1 half open, 2 open.", |tier| {
+            breaker(tier.guard.write_breaker)
+        }),
+        ("larder_tier_breaker_opened_total", "counter", "How often a breaker opened.", |tier| {
+            tier.guard.breakers_opened
+        }),
+        ("larder_tier_refused_open_total", "counter", "Calls refused by an open breaker.", |tier| {
+            tier.guard.refused_open
+        }),
+        ("larder_tier_refused_queue_total", "counter", "Calls for which there was no place.", |tier| {
+            tier.guard.refused_queue
+        }),
+        ("larder_tier_retries_total", "counter", "Attempts that were repeated.", |tier| tier.guard.retries),
+        ("larder_tier_concurrency_limit", "gauge", "Calls under way, at most.", |tier| {
+            tier.guard.concurrency_limit.into()
+        }),
+        ("larder_tier_under_way", "gauge", "Calls under way.", |tier| tier.guard.under_way.into()),
+        ("larder_tier_queued", "gauge", "Calls that wait for a place.", |tier| tier.guard.queued.into()),
     ];
     for (name, kind, help, value) in families {
         text.family(name, kind, help);
         for tier in &stats.tiers {
             text.sample(name, &[("tier", &tier.name)], value(tier));
         }
+    }
+}
+
+/// How far from closed a breaker is.
+fn breaker(state: Option<larder::BreakerState>) -> u64 {
+    match state {
+        Some(larder::BreakerState::HalfOpen) => 1,
+        Some(larder::BreakerState::Open) => 2,
+        _ => 0,
     }
 }
 

@@ -6,6 +6,7 @@
 
 use crate::entry::Meta;
 use crate::error::Result;
+use crate::guard::GuardOptions;
 use crate::key::{EntryKey, Namespace, Pattern};
 use crate::stamp::Stamp;
 use async_trait::async_trait;
@@ -176,6 +177,12 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 
     /// What it can do.
     fn capabilities(&self) -> Capabilities;
+
+    /// The guard that suits it as a tier. Default: [`GuardOptions::default`], for what is local; a backend
+    /// across a network answers [`GuardOptions::remote`].
+    fn guard(&self) -> GuardOptions {
+        GuardOptions::default()
+    }
 
     /// Reads a valid entry and a ticket.
     ///

@@ -6,6 +6,7 @@ use crate::backend::Backend;
 use crate::clock::Clock;
 use crate::envelope::{Envelope, EnvelopeOptions};
 use crate::error::{Error, ErrorKind, Result};
+use crate::guard::GuardOptions;
 use crate::key::Namespace;
 use crate::l1::{EvictReason, L1, Limits, OnEvict};
 use crate::options::EntryOptions;
@@ -158,6 +159,9 @@ impl<K: Key, V: Value> Builder<K, V> {
         }
         let format = self.make_format.map(|make| make(self.envelope)).transpose()?;
         let limits = Limits { entries_max: self.entries_max, bytes_max: self.bytes_max };
+        for (_, options) in &self.tiers {
+            options.guard.as_ref().map_or(Ok(()), GuardOptions::check)?;
+        }
         let clock = self.clock;
         let counters = Arc::new(Counters::new());
         let tiers =

@@ -6,6 +6,8 @@ use crate::backend::Miss;
 use crate::clock::NEVER_MS;
 use crate::entry::{EntryKind, Meta};
 use crate::envelope::Envelope;
+use crate::error::{Error, ErrorKind, Result};
+use crate::guard::{BreakerMode, BreakerState};
 use crate::l1::Slot;
 use crate::tier::{Tier, TierRead};
 use serde::Serialize;
@@ -253,6 +255,22 @@ impl<K: Key, V: Value> Cache<K, V> {
         Health { level, tiers }
     }
 
+    /// Forces the breakers of a tier open, switches them off, or lets them decide again. While one is forced
+    /// open nothing is read or set there, and removals are kept until it is given free.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config) when no tier has that name.
+    pub fn set_breakers(&self, tier: &str, mode: BreakerMode) -> Result<()> {
+        let mut found = self.shared.tiers.iter().filter(|one| one.name() == tier).peekable();
+        if found.peek().is_none() {
+            return Err(
+                Error::new(ErrorKind::Config, "set_breakers").message(format!("no tier is named {tier}"))
+            );
+        }
+        found.for_each(|tier| tier.set_breaker_mode(mode));
+        Ok(())
+    }
+
     async fn tier_health(&self, tier: &Tier) -> TierHealth {
         let start = std::time::Instant::now();
         let answer = tier.ping().await;
@@ -260,6 +278,13 @@ impl<K: Key, V: Value> Cache<K, V> {
         let aside = tier.aside();
         let mut notes: Vec<String> = answer.err().map(|error| error.to_string()).into_iter().collect();
         notes.extend(aside.iter().filter_map(|(_, error)| error.as_ref().map(ToString::to_string)));
+        let guard = tier.stats().guard;
+        for (what, state) in [("reads", guard.read_breaker), ("writes", guard.write_breaker)] {
+            match state {
+                None | Some(BreakerState::Closed) => {}
+                Some(state) => notes.push(format!("the breaker of {what} is {}", state.name())),
+            }
+        }
         notes.extend(tier.backend.notes());
         let is_well = notes.is_empty() && aside.is_none();
         TierHealth {

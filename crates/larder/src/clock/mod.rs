@@ -55,6 +55,16 @@ impl Clock {
         }
     }
 
+    /// Microseconds of the same clock, to measure how long something took.
+    pub fn mono_us(&self) -> u64 {
+        match &self.0 {
+            Source::System => {
+                1 + u64::try_from(process_start().elapsed().as_micros()).unwrap_or(u64::MAX - 1)
+            }
+            Source::Manual(manual) => manual.state().mono_ms.saturating_mul(1000),
+        }
+    }
+
     /// [`mono_ms`](Self::mono_ms), about 4 ms late at most while the process gets its share of processor time:
     /// one load instead of a system call.
     #[inline]

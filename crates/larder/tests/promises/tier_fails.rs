@@ -5,7 +5,7 @@ use super::support::{Faulty, Mood};
 use super::{SECOND, cache, memory, settle};
 use larder::clock::ManualClock;
 use larder::key::Pattern;
-use larder::{Cache, EntryOptions, HealthLevel, Written};
+use larder::{BreakerMode, Cache, EntryOptions, ErrorKind, HealthLevel, Written};
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -159,4 +159,26 @@ async fn removing_many_says_of_each_key_whether_it_was_there() {
         .map(|removal| removal.unwrap().existed)
         .collect();
     assert_eq!(existed, [true, false]);
+}
+
+#[tokio::test]
+async fn a_tier_whose_breaker_an_operator_holds_open_is_passed_by_and_forgets_no_removal() {
+    let world = world();
+    let cache = &world.cache;
+    cache.set("a".into(), 1).await.unwrap();
+    cache.set("b".into(), 2).await.unwrap();
+    cache.set_breakers("faulty", BreakerMode::ForcedOpen).unwrap();
+    // Any call would hang, and with it the test.
+    world.tier.feel(Mood::Hangs);
+    assert!(cache.remove("a").await.unwrap().is_queued);
+    assert_eq!(cache.get("absent").await, None);
+    assert_eq!(cache.set("b".into(), 3).await.unwrap(), Written::Local);
+    assert!(cache.stats().tiers[0].guard.refused_open > 0);
+    world.tier.feel(Mood::Well);
+    cache.set_breakers("faulty", BreakerMode::Automatic).unwrap();
+    cache.recover().await;
+    assert_eq!(world.below("a").await, None);
+    assert_eq!(world.below("b").await, None, "a set that stayed local is a removal below");
+    let error = cache.set_breakers("fautly", BreakerMode::Disabled).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
 }
