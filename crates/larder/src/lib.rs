@@ -18,6 +18,7 @@ mod runtime;
 pub mod stamp;
 mod stats;
 mod sync;
+pub mod tenant;
 mod tier;
 
 pub use cache::{

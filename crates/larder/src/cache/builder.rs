@@ -7,10 +7,11 @@ use crate::clock::Clock;
 use crate::envelope::{Envelope, EnvelopeOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Namespace;
-use crate::l1::{EvictReason, L1, Limits, OnEvict};
+use crate::l1::{EvictReason, L1, Limits, OnEvict, Space};
 use crate::options::EntryOptions;
 use crate::stamp::StampClock;
 use crate::stats::Counters;
+use crate::tenant::TenantFrom;
 use crate::tier::{Tier, TierOptions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -39,6 +40,7 @@ pub struct Builder<K, V> {
     flights_max: usize,
     waiters_max: usize,
     on_evict: Option<OnEvict<K, V>>,
+    tenants: Option<TenantFrom>,
 }
 
 impl<K: Key, V: Value> Builder<K, V> {
@@ -58,6 +60,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             flights_max: 10_000,
             waiters_max: 100_000,
             on_evict: None,
+            tenants: None,
         }
     }
 
@@ -133,6 +136,14 @@ impl<K: Key, V: Value> Builder<K, V> {
         self
     }
 
+    /// Makes every call be about one tenant's entries, and says where its tenant comes from. A call without one
+    /// fails with [`Tenant`](ErrorKind::Tenant); reads that answer no error find nothing, and
+    /// [`Stats::tenant_refused`](crate::Stats#structfield.tenant_refused) counts them. Default: no tenants.
+    pub fn tenants(mut self, from: TenantFrom) -> Self {
+        self.tenants = Some(from);
+        self
+    }
+
     /// How values are encoded for the tiers.
     pub fn envelope(mut self, envelope: EnvelopeOptions) -> Self {
         self.envelope = envelope;
@@ -172,6 +183,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             stamps: StampClock::new(self.node.unwrap_or_else(|| fastrand::u32(..))),
             clock,
             counters,
+            tenants: self.tenants,
             spaces: crate::sync::Mutex::new(HashMap::new()),
             next_space: AtomicU64::new(0),
             write_backs: AtomicUsize::new(0),
@@ -181,7 +193,10 @@ impl<K: Key, V: Value> Builder<K, V> {
         // The first reading starts the coarse clock's thread, which no hit should have to do.
         shared.clock.coarse_ms();
         super::maintain::start(&shared);
-        let space = shared.space(&self.namespace);
+        let space = match shared.tenants {
+            Some(_) => Arc::new(Space::unbound(self.namespace)),
+            None => shared.space(&self.namespace),
+        };
         Ok(Cache { shared, space, defaults: Arc::new(self.defaults) })
     }
 }

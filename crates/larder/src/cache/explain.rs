@@ -69,23 +69,28 @@ pub struct EntryState {
 }
 
 impl<K: Key, V: Value> Cache<K, V> {
-    /// Says what every tier knows of a key. Counts as no access, changes nothing.
+    /// Says what every tier knows of a key. Counts as no access, changes nothing. No tier has anything to say to
+    /// a call without a tenant, in a cache that has tenants.
     pub async fn explain<Q>(&self, key: &Q) -> Explanation
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let shared = &self.shared;
-        let mut tiers = vec![self.explain_l1(key)];
-        if let Ok(Some(entry_key)) = shared.encode(&self.space, &key.to_owned()) {
+        let Ok(this) = self.view() else {
+            let namespace = self.space.namespace.to_string();
+            return Explanation { namespace, tiers: Vec::new(), is_loading: false };
+        };
+        let shared = &this.shared;
+        let mut tiers = vec![this.explain_l1(key)];
+        if let Ok(Some(entry_key)) = shared.encode(&this.space, &key.to_owned()) {
             for tier in &shared.tiers {
                 let read = tier.read(std::slice::from_ref(&entry_key)).await.pop();
-                tiers.push(self.explain_tier(tier, read));
+                tiers.push(this.explain_tier(tier, read));
             }
         }
-        let slot = Slot { space: self.space.id, key: key.to_owned() };
+        let slot = Slot { space: this.space.id, key: key.to_owned() };
         Explanation {
-            namespace: self.space.namespace.to_string(),
+            namespace: this.space.namespace.to_string(),
             tiers,
             is_loading: shared.flights.is_flying(&slot, Purpose::Load),
         }

@@ -103,7 +103,7 @@ impl<K: Key, V: Value> Shared<K, V> {
             return;
         }
         let start_ms = self.clock.mono_ms();
-        let loaded = self.run_loader(&pending, source, &options).await;
+        let loaded = self.run_loader(&space, &pending, source, &options).await;
         let load_ms = u32::try_from(self.clock.mono_ms() - start_ms).unwrap_or(u32::MAX);
         match loaded {
             Ok(values) => self.settle(&space, pending, values, &options, load_ms).await,
@@ -250,6 +250,7 @@ impl<K: Key, V: Value> Shared<K, V> {
 
     async fn run_loader(
         &self,
+        space: &Space,
         pending: &[Pending<K, V>],
         source: Source<K, V>,
         options: &EntryOptions,
@@ -275,6 +276,8 @@ impl<K: Key, V: Value> Shared<K, V> {
                 Source::Many(load) => load(pending.iter().map(|one| one.item.key.clone()).collect()).await,
             }
         };
+        // What the loader asks of other caches is this tenant's too.
+        let call = crate::tenant::maybe_scope(space.namespace.tenant(), call);
         let call = flight.run(Box::pin(catch_panic(call)));
         let error = |kind| Error::new(kind, "load");
         match before(&self.clock, options.load_timeout_hard, call).await {

@@ -16,6 +16,7 @@ mod promise;
 mod read;
 #[cfg(all(test, larder_shuttle))]
 mod schedules;
+mod tenants;
 mod wait;
 mod write;
 
@@ -39,6 +40,7 @@ use crate::options::EntryOptions;
 use crate::stamp::StampClock;
 use crate::stats::{Counters, Stats};
 use crate::sync::Mutex;
+use crate::tenant::TenantFrom;
 use crate::tier::Tier;
 use bytes::Bytes;
 use flight::Flights;
@@ -115,6 +117,7 @@ pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
     clock: Clock,
     stamps: StampClock,
     counters: Arc<Counters>,
+    tenants: Option<TenantFrom>,
     spaces: Mutex<HashMap<Namespace, Arc<Space>>>,
     next_space: AtomicU64,
     write_backs: AtomicUsize,
@@ -131,14 +134,16 @@ impl<K: Key, V: Value> Cache<K, V> {
         Builder::new()
     }
 
-    /// The same cache in another namespace: other keys, tags and clears; the same limits, tiers and
-    /// loads. Costs one look-up; keep the view where it is used often.
+    /// The same cache in another namespace: other keys, tags and clears; the same limits, tiers, loads and
+    /// tenant. Costs one look-up; keep the view where it is used often.
+    ///
+    /// A namespace that names another tenant than the view's gives a view that refuses every call.
     #[must_use]
     pub fn namespace(&self, namespace: &Namespace) -> Self {
-        Cache { space: self.shared.space(namespace), ..self.clone() }
+        Cache { space: self.shared.space_beside(&self.space, namespace), ..self.clone() }
     }
 
-    /// The namespace of this view.
+    /// The namespace of this view, with its tenant if it is one tenant's.
     pub fn namespace_name(&self) -> &Namespace {
         &self.space.namespace
     }
