@@ -18,6 +18,7 @@ mod refused_entries;
 mod remove_during_load;
 mod runtime_shut_down;
 mod ten_thousand_callers_one_load;
+mod tenants;
 mod tier_fails;
 mod ttl_over_all_of_u64;
 
