@@ -13,6 +13,7 @@ pub mod error;
 pub mod key;
 mod l1;
 pub mod options;
+pub mod request;
 mod rules;
 mod runtime;
 pub mod stamp;

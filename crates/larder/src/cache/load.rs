@@ -10,7 +10,7 @@ use crate::backend::{Put, Ticket};
 use crate::clock::NEVER_MS;
 use crate::clock::millis;
 use crate::entry::{EntryKind, Meta, Tags};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{BoxError, Error, ErrorKind, Result};
 use crate::key::EntryKey;
 use crate::l1::{Published, Seen, Slot, Space};
 use crate::options::EntryOptions;
@@ -284,12 +284,7 @@ impl<K: Key, V: Value> Shared<K, V> {
             Some(Ok(Ok(loaded))) => Ok(loaded),
             Some(Ok(Err(source))) => {
                 self.counters.add(Count::LoadFailed);
-                // A load inside of the loader failed: its kind is worth more than "the loader failed".
-                match source.downcast::<Error>() {
-                    Ok(inner) if inner.kind() == ErrorKind::NestedLoad => Err(*inner),
-                    Ok(inner) => Err(error(ErrorKind::Loader).source(*inner)),
-                    Err(source) => Err(error(ErrorKind::Loader).source(source)),
-                }
+                Err(loader_failed(source))
             }
             Some(Err(panic)) => {
                 self.counters.add(Count::LoadFailed);
@@ -517,6 +512,17 @@ impl<'a> WriteBack<'a> {
 impl Drop for WriteBack<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// What the callers of a loader that failed get.
+pub(crate) fn loader_failed(source: BoxError) -> Error {
+    let error = Error::new(ErrorKind::Loader, "load");
+    // A load inside of the loader waits for itself: its kind is worth more than "the loader failed".
+    match source.downcast::<Error>() {
+        Ok(inner) if inner.kind() == ErrorKind::NestedLoad => *inner,
+        Ok(inner) => error.source(*inner),
+        Err(source) => error.source(source),
     }
 }
 

@@ -28,7 +28,9 @@ pub use loader::{LoadContext, Loaded};
 pub use read::{Hit, Stale};
 pub use write::{Removal, Written};
 
+pub(crate) use flight::{Edge, in_flight, next_number as next_flight};
 pub(crate) use format::Format;
+pub(crate) use load::{catch_panic, loader_failed};
 
 use crate::backend::Ticket;
 use crate::clock::{Clock, NEVER_MS, millis};

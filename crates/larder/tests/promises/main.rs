@@ -16,6 +16,7 @@ mod nested_load;
 mod overload;
 mod refused_entries;
 mod remove_during_load;
+mod request_scope;
 mod runtime_shut_down;
 mod ten_thousand_callers_one_load;
 mod tenants;
