@@ -1,12 +1,13 @@
 //! Settings of a cache, checked once.
 
 use super::flight::Flights;
-use super::{Cache, Format, Key, Shared, Value, Weigh};
+use super::{Cache, Format, Key, OnDiscard, Shared, Value, Weigh};
 use crate::backend::Backend;
 use crate::clock::Clock;
+use crate::entry::check_tag;
 use crate::envelope::{Envelope, EnvelopeOptions};
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::Namespace;
+use crate::key::{EntryKey, Namespace};
 use crate::l1::{EvictReason, L1, Limits, OnEvict, Space};
 use crate::options::EntryOptions;
 use crate::stamp::StampClock;
@@ -40,6 +41,8 @@ pub struct Builder<K, V> {
     flights_max: usize,
     waiters_max: usize,
     on_evict: Option<OnEvict<K, V>>,
+    on_discard: Option<OnDiscard>,
+    tag_ttls_max: HashMap<Box<str>, Duration>,
     tenants: Option<TenantFrom>,
 }
 
@@ -60,6 +63,8 @@ impl<K: Key, V: Value> Builder<K, V> {
             flights_max: 10_000,
             waiters_max: 100_000,
             on_evict: None,
+            on_discard: None,
+            tag_ttls_max: HashMap::new(),
             tenants: None,
         }
     }
@@ -136,6 +141,22 @@ impl<K: Key, V: Value> Builder<K, V> {
         self
     }
 
+    /// Called for each entry that a tier had and that had to be dropped because it could not be opened, with the
+    /// tier's name and the reason as [`TierStats::refused`](crate::TierStats#structfield.refused) names it:
+    /// "checksum", "type", ... There is no value to show. Otherwise as [`on_evict`](Self::on_evict).
+    pub fn on_discard(mut self, listener: impl Fn(&EntryKey, &str, &'static str) + Send + Sync + 'static) -> Self {
+        self.on_discard = Some(Arc::new(listener));
+        self
+    }
+
+    /// The longest that an entry with this tag stays fresh, whatever TTL its call or loader gives; of several
+    /// tags the shortest counts. For what comes from one source, tag it with the source. At least a
+    /// millisecond. Default: no limit.
+    pub fn tag_ttl_max(mut self, tag: &str, ttl_max: Duration) -> Self {
+        self.tag_ttls_max.insert(tag.into(), ttl_max);
+        self
+    }
+
     /// Makes every call be about one tenant's entries, and says where its tenant comes from. A call without one
     /// fails with [`Tenant`](ErrorKind::Tenant); reads that answer no error find nothing, and
     /// [`Stats::tenant_refused`](crate::Stats#structfield.tenant_refused) counts them. Default: no tenants.
@@ -156,6 +177,14 @@ impl<K: Key, V: Value> Builder<K, V> {
     /// [`ErrorKind::Config`], naming the setting, its value and what is allowed.
     pub fn build(self) -> Result<Cache<K, V>> {
         self.defaults.validate()?;
+        for (tag, ttl_max) in &self.tag_ttls_max {
+            check_tag(tag)?;
+            if ttl_max.as_millis() == 0 {
+                return Err(Error::new(ErrorKind::Config, "build").message(format!(
+                    "tag_ttl_max of \"{tag}\" is {ttl_max:?}; at least a millisecond is allowed"
+                )));
+            }
+        }
         for (setting, value) in [
             ("entries_max", self.entries_max),
             ("bytes_max", self.bytes_max.unwrap_or(1)),
@@ -183,6 +212,8 @@ impl<K: Key, V: Value> Builder<K, V> {
             stamps: StampClock::new(self.node.unwrap_or_else(|| fastrand::u32(..))),
             clock,
             counters,
+            on_discard: self.on_discard,
+            tag_ttls_max: self.tag_ttls_max,
             tenants: self.tenants,
             spaces: crate::sync::Mutex::new(HashMap::new()),
             next_space: AtomicU64::new(0),

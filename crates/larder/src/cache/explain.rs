@@ -12,6 +12,7 @@ use serde::Serialize;
 use std::borrow::Borrow;
 use std::fmt;
 use std::hash::Hash;
+use std::time::Duration;
 
 /// What every tier knows of a key, top first.
 #[derive(Clone, Debug, Serialize)]
@@ -64,7 +65,7 @@ pub struct EntryState {
     pub accesses: Option<u32>,
     /// L1 only: milliseconds since it was last read, to about a second.
     pub idle_ms: Option<u64>,
-    /// L1 only: the tier it was copied from.
+    /// The tier that it was read or copied from; `None` for what was loaded or set in this process.
     pub source: Option<String>,
 }
 
@@ -94,6 +95,39 @@ impl<K: Key, V: Value> Cache<K, V> {
             tiers,
             is_loading: shared.flights.is_flying(&slot, Purpose::Load),
         }
+    }
+
+    /// What is known of the entry of a key: that of the topmost tier which has one that is not physically
+    /// expired. Counts as no access, changes nothing.
+    pub async fn entry<Q>(&self, key: &Q) -> Option<EntryState>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let this = &*self.view().ok()?;
+        let of = |explained: TierExplanation| explained.entry.filter(|_| explained.state != "expired");
+        if let Some(entry) = of(this.explain_l1(key)) {
+            return Some(entry);
+        }
+        let entry_key = this.shared.encode(&this.space, &key.to_owned()).ok()??;
+        for tier in &this.shared.tiers {
+            let read = tier.read(std::slice::from_ref(&entry_key)).await.pop();
+            if let Some(entry) = of(this.explain_tier(tier, read)) {
+                return Some(EntryState { source: Some(tier.name().to_owned()), ..entry });
+            }
+        }
+        None
+    }
+
+    /// How long the value of a key stays fresh: zero where it is stale, [`Duration::MAX`] for ever. `None` where
+    /// there is no value. See [`expire`](Self::expire) for a new TTL. Counts as no access.
+    pub async fn ttl_left<Q>(&self, key: &Q) -> Option<Duration>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let entry = self.entry(key).await.filter(|entry| !entry.is_negative)?;
+        Some(entry.fresh_ms_left.map_or(Duration::MAX, Duration::from_millis))
     }
 
     fn explain_l1<Q>(&self, key: &Q) -> TierExplanation

@@ -477,7 +477,17 @@ impl<K: Key, V: Value> Shared<K, V> {
                 );
                 tier.count_refused(refused.name());
                 tier.discard(key, sealed).await;
+                self.report_discarded(key, tier.name(), refused.name());
                 None
+            }
+        }
+    }
+
+    fn report_discarded(&self, key: &EntryKey, tier: &str, reason: &'static str) {
+        if let Some(on_discard) = &self.on_discard {
+            let call = AssertUnwindSafe(|| on_discard(key, tier, reason));
+            if std::panic::catch_unwind(call).is_err() {
+                tracing::error!(reason, "a listener for discarded entries panicked");
             }
         }
     }

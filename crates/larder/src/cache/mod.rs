@@ -119,6 +119,8 @@ pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
     clock: Clock,
     stamps: StampClock,
     counters: Arc<Counters>,
+    on_discard: Option<OnDiscard>,
+    tag_ttls_max: HashMap<Box<str>, Duration>,
     tenants: Option<TenantFrom>,
     spaces: Mutex<HashMap<Namespace, Arc<Space>>>,
     next_space: AtomicU64,
@@ -129,6 +131,9 @@ pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
 
 /// The weight of an entry in bytes.
 pub(crate) type Weigh<K, V> = Arc<dyn Fn(&K, &V) -> u64 + Send + Sync>;
+
+/// Called for each entry of a tier that could not be opened.
+pub(crate) type OnDiscard = Arc<dyn Fn(&EntryKey, &str, &'static str) + Send + Sync>;
 
 impl<K: Key, V: Value> Cache<K, V> {
     /// A builder with every setting at its default.
@@ -209,7 +214,9 @@ impl<K: Key, V: Value> Shared<K, V> {
     fn meta(&self, kind: EntryKind, ttl: Duration, tags: Tags, options: &EntryOptions) -> Meta {
         let created_ms = self.clock.wall_ms();
         let stamp = self.stamps.tick(created_ms);
+        let of_tags = tags.iter().filter_map(|tag| self.tag_ttls_max.get(tag)).min();
         let ttl_ms = jittered(millis(ttl), options.ttl_jitter, stamp);
+        let ttl_ms = of_tags.map_or(ttl_ms, |max| ttl_ms.min(millis(*max)));
         let fresh_until_ms = created_ms.saturating_add(ttl_ms);
         let after = |window: Duration| fresh_until_ms.saturating_add(millis(window));
         let revalidate_until_ms = after(options.stale_while_revalidate);
