@@ -218,6 +218,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             spaces: crate::sync::Mutex::new(HashMap::new()),
             next_space: AtomicU64::new(0),
             write_backs: AtomicUsize::new(0),
+            writes: Arc::new(AtomicUsize::new(0)),
             is_closed: AtomicBool::new(false),
             has_adopted_stamps: AtomicBool::new(false),
         });

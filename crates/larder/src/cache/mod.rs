@@ -125,6 +125,8 @@ pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
     spaces: Mutex<HashMap<Namespace, Arc<Space>>>,
     next_space: AtomicU64,
     write_backs: AtomicUsize,
+    /// Sets and removals in tasks of their own.
+    writes: Arc<AtomicUsize>,
     is_closed: AtomicBool,
     has_adopted_stamps: AtomicBool,
 }

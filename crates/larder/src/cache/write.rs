@@ -18,7 +18,7 @@ use std::borrow::Borrow;
 use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 /// What became of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,16 +194,23 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// Runs a write in a task of its own and waits for it.
     ///
     /// # Errors
-    /// [`ErrorKind::Closed`] when the runtime that ran it was shut down, [`Panicked`](ErrorKind::Panicked)
+    /// [`ErrorKind::Closed`] when the cache was closed, or the runtime that ran it was shut down, [`Panicked`](ErrorKind::Panicked)
     /// when it panicked. What it did until then stays done.
     async fn run_to_end<T: Clone + Send + 'static>(
         &self,
         write: impl Future<Output = T> + Send + 'static,
     ) -> Result<T> {
+        let under_way = UnderWay::begin(&self.shared.writes);
+        // Asked again, now that `close` waits for this write.
+        self.open()?;
         let promise = Arc::new(Promise::new());
         let done = promise.wait();
         let duty = Duty::new(&promise, "write");
-        crate::runtime::spawn(async move { duty.done(write.await) });
+        crate::runtime::spawn(async move {
+            let output = write.await;
+            drop(under_way);
+            duty.done(output);
+        });
         done.await
     }
 
@@ -212,6 +219,22 @@ impl<K: Key, V: Value> Cache<K, V> {
             return Err(Error::new(ErrorKind::Closed, "write").message("the cache was closed"));
         }
         Ok(())
+    }
+}
+
+/// A write that `close` waits for.
+struct UnderWay(Arc<AtomicUsize>);
+
+impl UnderWay {
+    fn begin(writes: &Arc<AtomicUsize>) -> Self {
+        writes.fetch_add(1, SeqCst);
+        UnderWay(Arc::clone(writes))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
     }
 }
 
