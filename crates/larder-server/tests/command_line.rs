@@ -196,11 +196,8 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
     let at = ["--data", folder.path().to_str().unwrap()];
     assert_eq!(code(&run(&[&["set", "a", "b"][..], &at].concat())), 0);
     for command in [&["stats"][..], &["stats", "--json"], &["explain", "a"], &["get", "a"], &["keys"]] {
-        let mut child = larder(&[command, &at].concat())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            larder(&[command, &at].concat()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         // Gone before the command has opened its folder.
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();

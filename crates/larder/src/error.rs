@@ -83,9 +83,8 @@ impl ErrorKind {
             // A full disk is emptied by an operator or by eviction, without a change of the program.
             Unavailable | Full | Overloaded | Closed => ErrorClass::Transient,
             Authentication => ErrorClass::Authentication,
-            ReadOnly | Corrupt | Config | Key | Codec | TooLarge | NotFound | NestedLoad | Unsupported | Tenant => {
-                ErrorClass::Permanent
-            }
+            ReadOnly | Corrupt | Config | Key | Codec | TooLarge | NotFound | NestedLoad | Unsupported
+            | Tenant => ErrorClass::Permanent,
             Loader | LoaderPanicked | Panicked | Unknown => ErrorClass::Unknown,
         }
     }

@@ -144,7 +144,10 @@ impl<K: Key, V: Value> Builder<K, V> {
     /// Called for each entry that a tier had and that had to be dropped because it could not be opened, with the
     /// tier's name and the reason as [`TierStats::refused`](crate::TierStats#structfield.refused) names it:
     /// "checksum", "type", ... There is no value to show. Otherwise as [`on_evict`](Self::on_evict).
-    pub fn on_discard(mut self, listener: impl Fn(&EntryKey, &str, &'static str) + Send + Sync + 'static) -> Self {
+    pub fn on_discard(
+        mut self,
+        listener: impl Fn(&EntryKey, &str, &'static str) + Send + Sync + 'static,
+    ) -> Self {
         self.on_discard = Some(Arc::new(listener));
         self
     }

@@ -82,7 +82,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         let mut known: Vec<Namespace> = self.shared.spaces.lock().keys().cloned().collect();
         let mut outcome = Ok(());
         for tier in &self.shared.tiers {
-            let failed = |kind, why| Err(Error::new(kind, "scan").backend(tier.name().to_owned()).message(why));
+            let failed =
+                |kind, why| Err(Error::new(kind, "scan").backend(tier.name().to_owned()).message(why));
             let listed = match (tier.backend.capabilities().scan, tier.is_aside()) {
                 (false, _) => failed(ErrorKind::Unsupported, "it can't list its namespaces"),
                 (_, true) => failed(ErrorKind::Unavailable, "it is set aside"),

@@ -48,7 +48,11 @@ async fn stacks(clock: &ManualClock, folder: &std::path::Path) -> Vec<Vec<Arc<dy
 /// same tiers, which has nothing in L1.
 async fn leaks(ours: &Values, theirs: &Values, fresh: impl Fn() -> (Values, Values)) -> Vec<&'static str> {
     let mut leaks = Vec::new();
-    let mut note = |is_leak: bool, what| if is_leak { leaks.push(what) };
+    let mut note = |is_leak: bool, what| {
+        if is_leak {
+            leaks.push(what)
+        }
+    };
     let red = EntryOptions::default().tags(Tags::new(["red"]).unwrap());
 
     ours.set_with("a".into(), 1, &red).await.unwrap();
@@ -174,7 +178,9 @@ async fn without_a_tenant_every_call_fails_and_nothing_is_loaded_or_stored() {
                 cache.reload("a", &options, load()).await.unwrap_err(),
                 cache.expire("a", SECOND).await.unwrap_err(),
                 cache
-                    .get_many_or_load(&[key()], &options, |_| async { Ok::<_, Infallible>([("a".to_owned(), 2)].into()) })
+                    .get_many_or_load(&[key()], &options, |_| async {
+                        Ok::<_, Infallible>([("a".to_owned(), 2)].into())
+                    })
                     .await
                     .remove(0)
                     .unwrap_err(),
@@ -306,7 +312,8 @@ async fn a_view_of_one_tenant_leads_to_no_other() {
     let clock = ManualClock::new();
     for from in [None, Some(TenantFrom::Argument), Some(TenantFrom::Context)] {
         let is_bound_by_context = matches!(from, Some(TenantFrom::Context));
-        let builder = Cache::<EntryKey, u64>::builder().clock(Clock::from(clock.clone())).tier(memory(&clock));
+        let builder =
+            Cache::<EntryKey, u64>::builder().clock(Clock::from(clock.clone())).tier(memory(&clock));
         let builder = match from {
             Some(from) => builder.tenants(from),
             None => builder,
