@@ -183,7 +183,7 @@ where
     }
 
     /// The current scope and this memo's values in it.
-    fn values(&self) -> Option<(Arc<Values>, Arc<Table<K, V>>)> {
+    fn values(&self) -> Option<OfMemo<K, V>> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let values = Scope::current()?.0;
         let id = *self.id.get_or_init(|| NEXT.fetch_add(1, Relaxed));
@@ -215,6 +215,9 @@ struct Values {
     values_max: usize,
     has_ended: AtomicBool,
 }
+
+/// A scope, and one memo's values in it.
+type OfMemo<K, V> = (Arc<Values>, Arc<Table<K, V>>);
 
 struct Table<K, V>(Mutex<HashMap<K, Arc<Cell<V>>>>);
 

@@ -46,7 +46,8 @@ pub fn own_cache<V: Value>(
     entries_max: Option<u64>,
     options: EntryOptions,
 ) -> FunctionCache<V> {
-    build(&namespace, own_builder(&namespace, entries_max, options))
+    let function = namespace.clone();
+    build(&function, own_builder(namespace, entries_max, options))
 }
 
 /// [`own_cache`], whose calls are each about the entries of their task's tenant.
@@ -58,15 +59,16 @@ pub fn own_cache_of_tenants<V: Value>(
     entries_max: Option<u64>,
     options: EntryOptions,
 ) -> FunctionCache<V> {
-    build(&namespace, own_builder(&namespace, entries_max, options).tenants(TenantFrom::Context))
+    let function = namespace.clone();
+    build(&function, own_builder(namespace, entries_max, options).tenants(TenantFrom::Context))
 }
 
 fn own_builder<V: Value>(
-    namespace: &Namespace,
+    namespace: Namespace,
     entries_max: Option<u64>,
     options: EntryOptions,
 ) -> Builder<EntryKey, V> {
-    let builder = Cache::builder().namespace(namespace.clone()).defaults(options);
+    let builder = Cache::builder().namespace(namespace).defaults(options);
     match entries_max {
         Some(entries_max) => builder.entries_max(entries_max),
         None => builder,

@@ -131,7 +131,7 @@ async fn what_it_held_is_dropped_with_it_also_by_a_panic_or_a_cancellation() {
 async fn a_caller_that_leaves_does_not_stall_the_others() {
     static MEMO: Memo<u8, u8> = Memo::new();
     request::scope(async {
-        let mut first = Box::pin(MEMO.get_or_load(&1, || std::future::pending::<Result<u8, Infallible>>()));
+        let mut first = Box::pin(MEMO.get_or_load(&1, std::future::pending::<Result<u8, Infallible>>));
         assert!(poll_once(&mut first).is_pending());
         let mut second = Box::pin(MEMO.get_or_load(&1, || async { Ok::<_, Infallible>(2) }));
         assert!(poll_once(&mut second).is_pending(), "it waits for the first");

@@ -50,7 +50,7 @@ async fn leaks(ours: &Values, theirs: &Values, fresh: impl Fn() -> (Values, Valu
     let mut leaks = Vec::new();
     let mut note = |is_leak: bool, what| {
         if is_leak {
-            leaks.push(what)
+            leaks.push(what);
         }
     };
     let red = EntryOptions::default().tags(Tags::new(["red"]).unwrap());
