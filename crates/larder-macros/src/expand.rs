@@ -279,7 +279,8 @@ fn cache(glue: &Glue<'_>) -> TokenStream {
         None => quote!(::core::option::Option::None),
     };
     let entry_options = glue.with_fields(&quote!(::core::default::Default::default()));
-    let build = quote!(::larder::__macros::own_cache(#namespace, #entries_max, #entry_options));
+    let own_cache = if options.has_tenants { quote!(own_cache_of_tenants) } else { quote!(own_cache) };
+    let build = quote!(::larder::__macros::#own_cache(#namespace, #entries_max, #entry_options));
     let body = if function.is_associated() {
         quote! {
             static CACHES: ::larder::__macros::Caches = ::larder::__macros::Caches::new();

@@ -20,6 +20,8 @@ pub(crate) struct Options {
     pub(crate) entries_max: Option<Expr>,
     pub(crate) cache_none: Option<bool>,
     pub(crate) is_associated: bool,
+    /// Whether each call is about the entries of the task's tenant.
+    pub(crate) has_tenants: bool,
     /// Computed at each load, with the function's arguments at hand.
     pub(crate) ttl: Option<Expr>,
     pub(crate) negative_ttl: Option<Expr>,
@@ -29,7 +31,7 @@ pub(crate) struct Options {
 
 const NAMES: &str = "key, ttl, tags, condition, namespace, cache, entries_max, negative_ttl, cache_none, \
                      refresh_after, stale_while_revalidate, stale_on_error, stale_on_error_throttle, \
-                     early_refresh_beta, ttl_jitter, sliding, load_timeout_soft, load_timeout_hard, associated";
+                     early_refresh_beta, ttl_jitter, sliding, load_timeout_soft, load_timeout_hard, tenant, associated";
 
 impl Parse for Options {
     fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
@@ -49,10 +51,11 @@ impl Parse for Options {
                 input.parse::<Token![,]>()?;
             }
         }
-        let own_only = seen.iter().find(|name| *name == "entries_max");
+        let own_only = seen.iter().find(|name| *name == "entries_max" || *name == "tenant");
         if let (Some(name), Some(_)) = (own_only, &options.cache) {
+            let what = if name == "tenant" { "tenants count" } else { "limit holds" };
             let why =
-                "`entries_max` is for the function's own cache; with `cache = ...` that cache's limit holds";
+                format!("`{name}` is for the function's own cache; with `cache = ...` that cache's {what}");
             return Err(Error::new(name.span(), why));
         }
         Ok(options)
@@ -82,6 +85,7 @@ impl Options {
             "cache" => self.cache = Some(value(name, input)?),
             "namespace" => self.namespace = Some(namespace(value(name, input)?)?),
             "entries_max" => self.entries_max = Some(at_least_one(value(name, input)?)?),
+            "tenant" => self.has_tenants = tenant(&value(name, input)?)?,
             "tags" => self.tags = list(&value(name, input)?)?,
             "cache_none" => self.cache_none = Some(boolean(&value(name, input)?)?),
             "ttl" => match duration_value(value(name, input)?)? {
@@ -194,6 +198,16 @@ fn namespace(expr: Expr) -> syn::Result<Expr> {
         }
         Some(_) => Err(Error::new(expr.span(), "a namespace is a text, like \"users\"")),
         None => Ok(expr),
+    }
+}
+
+fn tenant(expr: &Expr) -> syn::Result<bool> {
+    match literal(expr) {
+        Some(Lit::Str(from)) if from.value() == "context" => Ok(true),
+        _ => Err(Error::new(
+            expr.span(),
+            "`tenant = \"context\"` is allowed; for a tenant of the arguments give the cache of the tenant: `cache = ...`",
+        )),
     }
 }
 

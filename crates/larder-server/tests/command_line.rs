@@ -189,3 +189,18 @@ fn check_prints_what_counts_and_no_secret() {
     assert!(error(&missing).contains("/does/not/exist.toml: can't be read"), "{}", error(&missing));
     assert!(!Path::new("larder-data").exists());
 }
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = ["--data", folder.path().to_str().unwrap()];
+    assert_eq!(code(&run(&[&["set", "a", "b"][..], &at].concat())), 0);
+    for command in [&["stats"][..], &["stats", "--json"], &["explain", "a"], &["get", "a"], &["keys"]] {
+        let mut child =
+            larder(&[command, &at].concat()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // Gone before the command has opened its folder.
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((code(&output), error(&output)), (0, String::new()), "{command:?}");
+    }
+}

@@ -53,6 +53,8 @@ pub enum ErrorKind {
     Closed,
     /// The backend lacks a capability that the operation needs.
     Unsupported,
+    /// The call has no tenant and the cache needs one, or it has another one than the view or namespace.
+    Tenant,
     /// Anything else.
     Unknown,
 }
@@ -81,9 +83,8 @@ impl ErrorKind {
             // A full disk is emptied by an operator or by eviction, without a change of the program.
             Unavailable | Full | Overloaded | Closed => ErrorClass::Transient,
             Authentication => ErrorClass::Authentication,
-            ReadOnly | Corrupt | Config | Key | Codec | TooLarge | NotFound | NestedLoad | Unsupported => {
-                ErrorClass::Permanent
-            }
+            ReadOnly | Corrupt | Config | Key | Codec | TooLarge | NotFound | NestedLoad | Unsupported
+            | Tenant => ErrorClass::Permanent,
             Loader | LoaderPanicked | Panicked | Unknown => ErrorClass::Unknown,
         }
     }
@@ -110,6 +111,7 @@ impl ErrorKind {
             Overloaded => "overloaded",
             Closed => "closed",
             Unsupported => "unsupported",
+            Tenant => "tenant",
             Unknown => "unknown",
         }
     }

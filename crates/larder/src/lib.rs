@@ -14,11 +14,13 @@ pub mod guard;
 pub mod key;
 mod l1;
 pub mod options;
+pub mod request;
 mod rules;
 mod runtime;
 pub mod stamp;
 mod stats;
 mod sync;
+pub mod tenant;
 mod tier;
 
 pub use cache::{

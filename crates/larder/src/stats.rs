@@ -54,10 +54,11 @@ pub(crate) enum Count {
     EvictedInvalidated,
     EvictedTooLarge,
     WriteBackDropped,
+    TenantRefused,
 }
 
 impl Count {
-    const ALL: usize = Count::WriteBackDropped as usize + 1;
+    const ALL: usize = Count::TenantRefused as usize + 1;
 }
 
 thread_local! {
@@ -166,6 +167,8 @@ pub struct Stats {
     pub removals_queued: u64,
     /// Loaded values not written to the tiers because too many writes were under way.
     pub write_backs_dropped: u64,
+    /// Calls refused because they had no tenant, or another one than the view or namespace.
+    pub tenant_refused: u64,
     /// Entries that left L1, by reason.
     pub evicted: Evicted,
     /// Entries in L1 now.
@@ -252,6 +255,7 @@ impl Counters {
             removals: total(Count::Removal),
             removals_queued: total(Count::RemovalQueued),
             write_backs_dropped: total(Count::WriteBackDropped),
+            tenant_refused: total(Count::TenantRefused),
             evicted: Evicted {
                 size: total(Count::EvictedSize),
                 expired: total(Count::EvictedExpired),

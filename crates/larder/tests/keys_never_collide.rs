@@ -4,6 +4,7 @@
 
 use larder::ErrorKind;
 use larder::key::{ENTRY_KEY_BYTES_MAX, EntryKey, KEY_LEVELS_MAX, Namespace, Pattern};
+use larder::tenant::Tenant;
 use proptest::prelude::*;
 use serde::ser::{SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple};
 use serde::ser::{SerializeTupleStruct, SerializeTupleVariant, Serializer};
@@ -359,4 +360,66 @@ fn namespaces_are_checked_and_separate() {
     assert_ne!(one, other);
     assert_ne!(EntryKey::new(&a, "x").unwrap(), EntryKey::new(&b, "x").unwrap());
     assert_ne!(EntryKey::new(&a, "x").unwrap().hash64(), EntryKey::new(&b, "x").unwrap().hash64());
+}
+
+/// A namespace's name, its tenant, and a key, of letters that could be mistaken for separators.
+fn places() -> impl Strategy<Value = (String, Option<String>, String)> {
+    ("[a:.-]{1,3}", proptest::option::of("[a:.-]{1,3}"), "[a:.@~-]{0,3}")
+}
+
+fn place((name, tenant, text): &(String, Option<String>, String)) -> EntryKey {
+    let name = Namespace::new(name).unwrap();
+    let namespace = match tenant {
+        Some(tenant) => name.of_tenant(&Tenant::new(tenant).unwrap()),
+        None => name,
+    };
+    EntryKey::new(&namespace, text).unwrap()
+}
+
+proptest! {
+    #[test]
+    fn a_key_is_of_one_namespace_and_one_tenant(a in places(), b in places()) {
+        let (one, other) = (place(&a), place(&b));
+        prop_assert_eq!(one == other, a == b);
+        prop_assert_eq!(one.hash64() == other.hash64(), a == b);
+        prop_assert_eq!(one.namespace() == other.namespace(), (&a.0, &a.1) == (&b.0, &b.1));
+        // What a store keeps of it leads to the same again.
+        let read = Namespace::new(one.namespace().as_str()).unwrap();
+        prop_assert_eq!(read.name(), &a.0);
+        prop_assert_eq!(read.tenant().map(|tenant| tenant.to_string()), a.1);
+        prop_assert_eq!(&read, one.namespace());
+    }
+}
+
+#[test]
+fn a_separator_that_names_may_contain_would_be_found() {
+    use proptest::strategy::ValueTree;
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let joined = |(name, tenant, _): &(String, Option<String>, String)| {
+        tenant.as_ref().map_or(name.clone(), |tenant| format!("{name}:{tenant}"))
+    };
+    let mut seen = HashMap::new();
+    let is_found = (0..10_000).any(|_| {
+        let place = places().new_tree(&mut runner).unwrap().current();
+        let whose = (place.0.clone(), place.1.clone());
+        let earlier = seen.insert(joined(&place), whose.clone());
+        earlier.is_some_and(|earlier| earlier != whose)
+    });
+    assert!(is_found);
+}
+
+#[test]
+fn tenants_are_names_or_hashes_and_neither_can_pass_for_the_other() {
+    let hashed = Tenant::hashed("ada@example.org");
+    assert_eq!(hashed, Tenant::hashed("ada@example.org"));
+    assert_ne!(hashed, Tenant::hashed("eve@example.org"));
+    assert!(!format!("{hashed:?}").contains("ada"));
+    for wrong in [hashed.as_str(), "", "a@b", "a/b", "é", "~", &"a".repeat(65)] {
+        assert_eq!(Tenant::new(wrong).unwrap_err().kind(), ErrorKind::Key, "{wrong}");
+    }
+    let longest = Namespace::new(&"n".repeat(128)).unwrap().of_tenant(&hashed);
+    assert_eq!(Namespace::new(longest.as_str()).unwrap().tenant(), Some(hashed));
+    for wrong in ["@a", "n@", "n@a@b", "n@~", "n@~ab", "n@é"] {
+        assert_eq!(Namespace::new(wrong).unwrap_err().kind(), ErrorKind::Key, "{wrong}");
+    }
 }

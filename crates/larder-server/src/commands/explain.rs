@@ -1,6 +1,6 @@
 //! `larder explain`.
 
-use super::{At, Failure, Outcome};
+use super::{At, Failure, Outcome, printed};
 use clap::Args;
 use std::io::Write;
 
@@ -19,7 +19,6 @@ impl Explain {
         let backing = self.at.open().await?;
         let text = backing.explain(&self.key, self.json).await?;
         backing.close().await?;
-        writeln!(std::io::stdout(), "{}", text.trim_end())?;
-        Ok(Outcome::Done)
+        printed(writeln!(std::io::stdout(), "{}", text.trim_end()))
     }
 }

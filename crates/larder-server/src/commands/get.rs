@@ -1,6 +1,6 @@
 //! `larder get`.
 
-use super::{At, Failure, Outcome};
+use super::{At, Failure, Outcome, printed};
 use clap::Args;
 use std::io::Write;
 
@@ -18,8 +18,6 @@ impl Get {
         backing.close().await?;
         let Some(value) = value else { return Ok(Outcome::Absent) };
         let mut output = std::io::stdout().lock();
-        output.write_all(&value)?;
-        output.flush()?;
-        Ok(Outcome::Done)
+        printed(output.write_all(&value).and_then(|()| output.flush()))
     }
 }

@@ -149,6 +149,14 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
+/// The end of a command that printed. A reader that has seen enough, as `head` has, is no failure.
+fn printed(outcome: std::io::Result<()>) -> Result<Outcome, Failure> {
+    match outcome {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(Outcome::Done),
+    }
+}
+
 fn block_on(command: impl Future<Output = Result<Outcome, Failure>>) -> Result<Outcome, Failure> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(command)
 }

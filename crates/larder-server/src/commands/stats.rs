@@ -1,6 +1,6 @@
 //! `larder stats`.
 
-use super::{At, Failure, Outcome};
+use super::{At, Failure, Outcome, printed};
 use clap::Args;
 use serde_json::Value;
 use std::io::Write;
@@ -21,16 +21,12 @@ impl Stats {
         backing.close().await?;
         let mut output = std::io::stdout().lock();
         if self.json {
-            writeln!(output, "{stats}")?;
-        } else {
-            let mut lines = Vec::new();
-            flatten("", &stats, &mut lines);
-            let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-            for (name, value) in lines {
-                writeln!(output, "{name:width$}  {value:>12}")?;
-            }
+            return printed(writeln!(output, "{stats}"));
         }
-        Ok(Outcome::Done)
+        let mut lines = Vec::new();
+        flatten("", &stats, &mut lines);
+        let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        printed(lines.iter().try_for_each(|(name, value)| writeln!(output, "{name:width$}  {value:>12}")))
     }
 }
 

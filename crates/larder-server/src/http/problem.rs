@@ -147,7 +147,7 @@ impl Problem {
 impl From<larder::Error> for Problem {
     fn from(error: larder::Error) -> Self {
         let kind = match error.kind() {
-            ErrorKind::Key | ErrorKind::Config => Kind::BadRequest,
+            ErrorKind::Key | ErrorKind::Config | ErrorKind::Tenant => Kind::BadRequest,
             ErrorKind::TooLarge => Kind::TooLarge,
             ErrorKind::Overloaded => Kind::Overloaded,
             ErrorKind::Timeout => Kind::Timeout,

@@ -4,11 +4,12 @@ mod errors;
 
 pub use errors::*;
 
-use crate::cache::{Blocking, Cache, LoadContext, Loaded, Value};
+use crate::cache::{Blocking, Builder, Cache, LoadContext, Loaded, Value};
 use crate::entry::Tags;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, NAMESPACE_BYTES_MAX, Namespace};
 use crate::options::EntryOptions;
+use crate::tenant::TenantFrom;
 use std::any::{Any, TypeId};
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -46,10 +47,35 @@ pub fn own_cache<V: Value>(
     options: EntryOptions,
 ) -> FunctionCache<V> {
     let function = namespace.clone();
-    let mut builder = Cache::builder().namespace(namespace).defaults(options);
-    if let Some(entries_max) = entries_max {
-        builder = builder.entries_max(entries_max);
+    build(&function, own_builder(namespace, entries_max, options))
+}
+
+/// [`own_cache`], whose calls are each about the entries of their task's tenant.
+///
+/// # Panics
+/// As there.
+pub fn own_cache_of_tenants<V: Value>(
+    namespace: Namespace,
+    entries_max: Option<u64>,
+    options: EntryOptions,
+) -> FunctionCache<V> {
+    let function = namespace.clone();
+    build(&function, own_builder(namespace, entries_max, options).tenants(TenantFrom::Context))
+}
+
+fn own_builder<V: Value>(
+    namespace: Namespace,
+    entries_max: Option<u64>,
+    options: EntryOptions,
+) -> Builder<EntryKey, V> {
+    let builder = Cache::builder().namespace(namespace).defaults(options);
+    match entries_max {
+        Some(entries_max) => builder.entries_max(entries_max),
+        None => builder,
     }
+}
+
+fn build<V: Value>(function: &Namespace, builder: Builder<EntryKey, V>) -> FunctionCache<V> {
     builder.build().unwrap_or_else(|error| panic!("#[cached] on {function}: {error}"))
 }
 

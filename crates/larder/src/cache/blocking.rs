@@ -184,9 +184,11 @@ where
     move |_| {
         Box::pin(async move {
             let flight = crate::sync::current_flight::get();
+            let tenant = crate::tenant::current();
             let run = move || {
                 // A load inside of the loader blocks this thread, and has to be known as this flight's.
                 crate::sync::current_flight::set(flight);
+                let load = || crate::tenant::maybe_with(tenant, load);
                 let loaded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load));
                 crate::sync::current_flight::set(0);
                 loaded

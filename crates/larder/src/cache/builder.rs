@@ -1,17 +1,19 @@
 //! Settings of a cache, checked once.
 
 use super::flight::Flights;
-use super::{Cache, Format, Key, Shared, Value, Weigh};
+use super::{Cache, Format, Key, OnDiscard, Shared, Value, Weigh};
 use crate::backend::Backend;
 use crate::clock::Clock;
+use crate::entry::check_tag;
 use crate::envelope::{Envelope, EnvelopeOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guard::GuardOptions;
-use crate::key::Namespace;
-use crate::l1::{EvictReason, L1, Limits, OnEvict};
+use crate::key::{EntryKey, Namespace};
+use crate::l1::{EvictReason, L1, Limits, OnEvict, Space};
 use crate::options::EntryOptions;
 use crate::stamp::StampClock;
 use crate::stats::Counters;
+use crate::tenant::TenantFrom;
 use crate::tier::{Tier, TierOptions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -40,6 +42,9 @@ pub struct Builder<K, V> {
     flights_max: usize,
     waiters_max: usize,
     on_evict: Option<OnEvict<K, V>>,
+    on_discard: Option<OnDiscard>,
+    tag_ttls_max: HashMap<Box<str>, Duration>,
+    tenants: Option<TenantFrom>,
 }
 
 impl<K: Key, V: Value> Builder<K, V> {
@@ -59,6 +64,9 @@ impl<K: Key, V: Value> Builder<K, V> {
             flights_max: 10_000,
             waiters_max: 100_000,
             on_evict: None,
+            on_discard: None,
+            tag_ttls_max: HashMap::new(),
+            tenants: None,
         }
     }
 
@@ -134,6 +142,33 @@ impl<K: Key, V: Value> Builder<K, V> {
         self
     }
 
+    /// Called for each entry that a tier had and that had to be dropped because it could not be opened, with the
+    /// tier's name and the reason as [`TierStats::refused`](crate::TierStats#structfield.refused) names it:
+    /// "checksum", "type", ... There is no value to show. Otherwise as [`on_evict`](Self::on_evict).
+    pub fn on_discard(
+        mut self,
+        listener: impl Fn(&EntryKey, &str, &'static str) + Send + Sync + 'static,
+    ) -> Self {
+        self.on_discard = Some(Arc::new(listener));
+        self
+    }
+
+    /// The longest that an entry with this tag stays fresh, whatever TTL its call or loader gives; of several
+    /// tags the shortest counts. For what comes from one source, tag it with the source. At least a
+    /// millisecond. Default: no limit.
+    pub fn tag_ttl_max(mut self, tag: &str, ttl_max: Duration) -> Self {
+        self.tag_ttls_max.insert(tag.into(), ttl_max);
+        self
+    }
+
+    /// Makes every call be about one tenant's entries, and says where its tenant comes from. A call without one
+    /// fails with [`Tenant`](ErrorKind::Tenant); reads that answer no error find nothing, and
+    /// [`Stats::tenant_refused`](crate::Stats#structfield.tenant_refused) counts them. Default: no tenants.
+    pub fn tenants(mut self, from: TenantFrom) -> Self {
+        self.tenants = Some(from);
+        self
+    }
+
     /// How values are encoded for the tiers.
     pub fn envelope(mut self, envelope: EnvelopeOptions) -> Self {
         self.envelope = envelope;
@@ -146,6 +181,14 @@ impl<K: Key, V: Value> Builder<K, V> {
     /// [`ErrorKind::Config`], naming the setting, its value and what is allowed.
     pub fn build(self) -> Result<Cache<K, V>> {
         self.defaults.validate()?;
+        for (tag, ttl_max) in &self.tag_ttls_max {
+            check_tag(tag)?;
+            if ttl_max.as_millis() == 0 {
+                return Err(Error::new(ErrorKind::Config, "build").message(format!(
+                    "tag_ttl_max of \"{tag}\" is {ttl_max:?}; at least a millisecond is allowed"
+                )));
+            }
+        }
         for (setting, value) in [
             ("entries_max", self.entries_max),
             ("bytes_max", self.bytes_max.unwrap_or(1)),
@@ -176,16 +219,23 @@ impl<K: Key, V: Value> Builder<K, V> {
             stamps: StampClock::new(self.node.unwrap_or_else(|| fastrand::u32(..))),
             clock,
             counters,
+            on_discard: self.on_discard,
+            tag_ttls_max: self.tag_ttls_max,
+            tenants: self.tenants,
             spaces: crate::sync::Mutex::new(HashMap::new()),
             next_space: AtomicU64::new(0),
             write_backs: AtomicUsize::new(0),
+            writes: Arc::new(AtomicUsize::new(0)),
             is_closed: AtomicBool::new(false),
             has_adopted_stamps: AtomicBool::new(false),
         });
         // The first reading starts the coarse clock's thread, which no hit should have to do.
         shared.clock.coarse_ms();
         super::maintain::start(&shared);
-        let space = shared.space(&self.namespace);
+        let space = match shared.tenants {
+            Some(_) => Arc::new(Space::unbound(self.namespace)),
+            None => shared.space(&self.namespace),
+        };
         Ok(Cache { shared, space, defaults: Arc::new(self.defaults) })
     }
 }

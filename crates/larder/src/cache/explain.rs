@@ -14,6 +14,7 @@ use serde::Serialize;
 use std::borrow::Borrow;
 use std::fmt;
 use std::hash::Hash;
+use std::time::Duration;
 
 /// What every tier knows of a key, top first.
 #[derive(Clone, Debug, Serialize)]
@@ -66,31 +67,69 @@ pub struct EntryState {
     pub accesses: Option<u32>,
     /// L1 only: milliseconds since it was last read, to about a second.
     pub idle_ms: Option<u64>,
-    /// L1 only: the tier it was copied from.
+    /// The tier that it was read or copied from; `None` for what was loaded or set in this process.
     pub source: Option<String>,
 }
 
 impl<K: Key, V: Value> Cache<K, V> {
-    /// Says what every tier knows of a key. Counts as no access, changes nothing.
+    /// Says what every tier knows of a key. Counts as no access, changes nothing. No tier has anything to say to
+    /// a call without a tenant, in a cache that has tenants.
     pub async fn explain<Q>(&self, key: &Q) -> Explanation
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let shared = &self.shared;
-        let mut tiers = vec![self.explain_l1(key)];
-        if let Ok(Some(entry_key)) = shared.encode(&self.space, &key.to_owned()) {
+        let Ok(this) = self.view() else {
+            let namespace = self.space.namespace.to_string();
+            return Explanation { namespace, tiers: Vec::new(), is_loading: false };
+        };
+        let shared = &this.shared;
+        let mut tiers = vec![this.explain_l1(key)];
+        if let Ok(Some(entry_key)) = shared.encode(&this.space, &key.to_owned()) {
             for tier in &shared.tiers {
                 let read = tier.read(std::slice::from_ref(&entry_key)).await.pop();
-                tiers.push(self.explain_tier(tier, read));
+                tiers.push(this.explain_tier(tier, read));
             }
         }
-        let slot = Slot { space: self.space.id, key: key.to_owned() };
+        let slot = Slot { space: this.space.id, key: key.to_owned() };
         Explanation {
-            namespace: self.space.namespace.to_string(),
+            namespace: this.space.namespace.to_string(),
             tiers,
             is_loading: shared.flights.is_flying(&slot, Purpose::Load),
         }
+    }
+
+    /// What is known of the entry of a key: that of the topmost tier which has one that is not physically
+    /// expired. Counts as no access, changes nothing.
+    pub async fn entry<Q>(&self, key: &Q) -> Option<EntryState>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let this = &*self.view().ok()?;
+        let of = |explained: TierExplanation| explained.entry.filter(|_| explained.state != "expired");
+        if let Some(entry) = of(this.explain_l1(key)) {
+            return Some(entry);
+        }
+        let entry_key = this.shared.encode(&this.space, &key.to_owned()).ok()??;
+        for tier in &this.shared.tiers {
+            let read = tier.read(std::slice::from_ref(&entry_key)).await.pop();
+            if let Some(entry) = of(this.explain_tier(tier, read)) {
+                return Some(EntryState { source: Some(tier.name().to_owned()), ..entry });
+            }
+        }
+        None
+    }
+
+    /// How long the value of a key stays fresh: zero where it is stale, [`Duration::MAX`] for ever. `None` where
+    /// there is no value. See [`expire`](Self::expire) for a new TTL. Counts as no access.
+    pub async fn ttl_left<Q>(&self, key: &Q) -> Option<Duration>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let entry = self.entry(key).await.filter(|entry| !entry.is_negative)?;
+        Some(entry.fresh_ms_left.map_or(Duration::MAX, Duration::from_millis))
     }
 
     fn explain_l1<Q>(&self, key: &Q) -> TierExplanation

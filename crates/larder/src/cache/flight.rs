@@ -146,7 +146,8 @@ fn overloaded(what: &str, max: usize) -> Error {
     Error::new(ErrorKind::Overloaded, "load").message(format!("{max} {what}, the most that is allowed"))
 }
 
-fn next_number() -> u64 {
+/// A number for a flight, of any cache of the process.
+pub(crate) fn next_number() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
 }
@@ -214,8 +215,13 @@ impl<V: Clone> Flight<V> {
 
     /// Runs a loader such that waits within it are known to be this flight's.
     pub(crate) fn run<F: Future + Unpin>(&self, loader: F) -> InFlight<F> {
-        InFlight { number: self.number, loader }
+        in_flight(self.number, loader)
     }
+}
+
+/// Runs a loader such that waits within it are known to be those of the flight of this number.
+pub(crate) fn in_flight<F: Future + Unpin>(number: u64, loader: F) -> InFlight<F> {
+    InFlight { number, loader }
 }
 
 /// The future of [`Flight::wait`]. Dropping it neither stops nor delays the flight.
@@ -269,7 +275,9 @@ fn with_waits<T>(then: impl FnOnce(&mut HashMap<u64, Vec<u64>>) -> T) -> T {
 }
 
 impl Edge {
-    fn add(from: u64, to: u64) -> Result<Self> {
+    /// # Errors
+    /// [`ErrorKind::NestedLoad`] when `to` waits, through any number of others, for `from`.
+    pub(crate) fn add(from: u64, to: u64) -> Result<Self> {
         with_waits(|waits| {
             let mut reached = vec![to];
             let mut next = 0;

@@ -58,15 +58,16 @@ impl<K: Key + Serialize, V: Value> Cache<K, V> {
     /// # Errors
     /// Those of the tier; [`ErrorKind::Config`] for a limit of 0 or a cursor that is none.
     pub async fn keys(&self, request: &KeysRequest) -> Result<KeysPage> {
+        let this = &*self.view()?;
         if request.limit == 0 {
             return Err(Error::new(ErrorKind::Config, "keys").message("limit is 0; at least 1 is allowed"));
         }
         let lowest =
             self.shared.tiers.iter().rev().find(|tier| tier.backend.capabilities().scan && !tier.is_aside());
-        let Some(tier) = lowest else { return self.keys_of_l1(request) };
+        let Some(tier) = lowest else { return this.keys_of_l1(request) };
         let page = tier
             .scan(Scan {
-                namespace: &self.space.namespace,
+                namespace: &this.space.namespace,
                 pattern: request.pattern.as_ref(),
                 after: request.after.clone().map(Cursor),
                 limit: request.limit,
@@ -82,11 +83,24 @@ impl<K: Key + Serialize, V: Value> Cache<K, V> {
         Ok(KeysPage { keys, next: page.next.map(|Cursor(cursor)| cursor) })
     }
 
-    /// The namespaces that hold entries in some tier, or were used through this cache.
+    /// The namespaces that hold entries in some tier, or were used through this cache; in a tenant's view, or
+    /// a cache with tenants, those of the tenant.
     ///
     /// # Errors
     /// Those of the tier.
     pub async fn namespaces(&self) -> Result<Vec<Namespace>> {
+        let this = self.view()?;
+        let mut namespaces = this.all_namespaces().await?;
+        if let Some(own) = this.space.namespace.tenant() {
+            namespaces.retain(|namespace| namespace.tenant().as_ref() == Some(&own));
+        }
+        Ok(namespaces)
+    }
+}
+
+impl<K: Key, V: Value> Cache<K, V> {
+    /// Those of all tenants.
+    pub(super) async fn all_namespaces(&self) -> Result<Vec<Namespace>> {
         let mut namespaces: Vec<Namespace> = self.shared.spaces.lock().keys().cloned().collect();
         for tier in &self.shared.tiers {
             if tier.backend.capabilities().scan && !tier.is_aside() {
@@ -97,7 +111,9 @@ impl<K: Key + Serialize, V: Value> Cache<K, V> {
         namespaces.dedup();
         Ok(namespaces)
     }
+}
 
+impl<K: Key + Serialize, V: Value> Cache<K, V> {
     fn keys_of_l1(&self, request: &KeysRequest) -> Result<KeysPage> {
         let now = self.shared.now();
         let mut keys = Vec::new();

@@ -10,7 +10,7 @@ use crate::backend::{Put, Ticket};
 use crate::clock::NEVER_MS;
 use crate::clock::millis;
 use crate::entry::{EntryKind, Meta, Tags};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{BoxError, Error, ErrorKind, Result};
 use crate::key::EntryKey;
 use crate::l1::{Published, Seen, Slot, Space};
 use crate::options::EntryOptions;
@@ -112,7 +112,7 @@ impl<K: Key, V: Value> Shared<K, V> {
             return;
         }
         let start_ms = self.clock.mono_ms();
-        let loaded = self.run_loader(&pending, source, &options).await;
+        let loaded = self.run_loader(&space, &pending, source, &options).await;
         let load_ms = u32::try_from(self.clock.mono_ms() - start_ms).unwrap_or(u32::MAX);
         match loaded {
             Ok(values) => self.settle(&space, pending, values, &options, load_ms).await,
@@ -262,6 +262,7 @@ impl<K: Key, V: Value> Shared<K, V> {
 
     async fn run_loader(
         &self,
+        space: &Space,
         pending: &[Pending<K, V>],
         source: Source<K, V>,
         options: &EntryOptions,
@@ -287,18 +288,15 @@ impl<K: Key, V: Value> Shared<K, V> {
                 Source::Many(load) => load(pending.iter().map(|one| one.item.key.clone()).collect()).await,
             }
         };
+        // What the loader asks of other caches is this tenant's too.
+        let call = crate::tenant::maybe_scope(space.namespace.tenant(), call);
         let call = flight.run(Box::pin(catch_panic(call)));
         let error = |kind| Error::new(kind, "load");
         match before(&self.clock, options.load_timeout_hard, call).await {
             Some(Ok(Ok(loaded))) => Ok(loaded),
             Some(Ok(Err(source))) => {
                 self.counters.add(Count::LoadFailed);
-                // A load inside of the loader failed: its kind is worth more than "the loader failed".
-                match source.downcast::<Error>() {
-                    Ok(inner) if inner.kind() == ErrorKind::NestedLoad => Err(*inner),
-                    Ok(inner) => Err(error(ErrorKind::Loader).source(*inner)),
-                    Err(source) => Err(error(ErrorKind::Loader).source(source)),
-                }
+                Err(loader_failed(source))
             }
             Some(Err(panic)) => {
                 self.counters.add(Count::LoadFailed);
@@ -491,7 +489,17 @@ impl<K: Key, V: Value> Shared<K, V> {
                 );
                 tier.count_refused(refused.name());
                 tier.discard(key, sealed).await;
+                self.report_discarded(key, tier.name(), refused.name());
                 None
+            }
+        }
+    }
+
+    fn report_discarded(&self, key: &EntryKey, tier: &str, reason: &'static str) {
+        if let Some(on_discard) = &self.on_discard {
+            let call = AssertUnwindSafe(|| on_discard(key, tier, reason));
+            if std::panic::catch_unwind(call).is_err() {
+                tracing::error!(reason, "a listener for discarded entries panicked");
             }
         }
     }
@@ -526,6 +534,17 @@ impl<'a> WriteBack<'a> {
 impl Drop for WriteBack<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// What the callers of a loader that failed get.
+pub(crate) fn loader_failed(source: BoxError) -> Error {
+    let error = Error::new(ErrorKind::Loader, "load");
+    // A load inside of the loader waits for itself: its kind is worth more than "the loader failed".
+    match source.downcast::<Error>() {
+        Ok(inner) if inner.kind() == ErrorKind::NestedLoad => *inner,
+        Ok(inner) => error.source(*inner),
+        Err(source) => error.source(source),
     }
 }
 

@@ -14,7 +14,7 @@ const TICKS_PER_SWEEP: u32 = 60;
 const EXPIRE_STEPS: usize = 100_000;
 /// Most entries that one sweep of a tier frees before others get their turn.
 const SWEEP_BATCH: usize = 1000;
-/// How long [`Cache::close`] waits for loaded values on their way to the tiers.
+/// How long [`Cache::close`] waits for loads, sets and removals on their way to the tiers.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Starts the maintenance of a cache; it ends when the last clone is dropped.
@@ -107,8 +107,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.shared.recover().await;
     }
 
-    /// Finishes what is under way, at most 10 seconds long, and closes the tiers. Later sets and removals
-    /// fail with [`Closed`](crate::ErrorKind::Closed); reads go on from L1.
+    /// Waits for the sets, removals and loads under way, at most 10 seconds long, and closes the tiers. Later
+    /// sets and removals fail with [`Closed`](crate::ErrorKind::Closed); reads go on from L1, and loads without
+    /// the tiers.
     ///
     /// # Errors
     /// The first of a tier that could not be closed cleanly; the others are closed all the same.
@@ -116,7 +117,13 @@ impl<K: Key, V: Value> Cache<K, V> {
         let shared = &self.shared;
         shared.is_closed.store(true, SeqCst);
         let deadline = shared.clock.mono_ms() + CLOSE_PATIENCE.as_millis() as u64;
-        while shared.write_backs.load(Relaxed) > 0 && shared.clock.mono_ms() < deadline {
+        let is_busy = || {
+            shared.writes.load(SeqCst) > 0
+                || shared.write_backs.load(Relaxed) > 0
+                // A load has a value for the tiers once it has landed.
+                || !shared.tiers.is_empty() && shared.flights.under_way() > 0
+        };
+        while is_busy() && shared.clock.mono_ms() < deadline {
             shared.clock.sleep(Duration::from_millis(5)).await;
         }
         let mut outcome = Ok(());

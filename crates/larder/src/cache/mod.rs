@@ -16,6 +16,7 @@ mod promise;
 mod read;
 #[cfg(all(test, larder_shuttle))]
 mod schedules;
+mod tenants;
 mod wait;
 mod write;
 
@@ -27,7 +28,9 @@ pub use loader::{LoadContext, Loaded};
 pub use read::{Hit, Stale};
 pub use write::{Removal, Written};
 
+pub(crate) use flight::{Edge, in_flight, next_number as next_flight};
 pub(crate) use format::Format;
+pub(crate) use load::{catch_panic, loader_failed};
 
 use crate::backend::Ticket;
 use crate::clock::{Clock, NEVER_MS, millis};
@@ -39,6 +42,7 @@ use crate::options::EntryOptions;
 use crate::stamp::StampClock;
 use crate::stats::{Counters, Stats};
 use crate::sync::Mutex;
+use crate::tenant::TenantFrom;
 use crate::tier::Tier;
 use bytes::Bytes;
 use flight::Flights;
@@ -115,9 +119,14 @@ pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
     clock: Clock,
     stamps: StampClock,
     counters: Arc<Counters>,
+    on_discard: Option<OnDiscard>,
+    tag_ttls_max: HashMap<Box<str>, Duration>,
+    tenants: Option<TenantFrom>,
     spaces: Mutex<HashMap<Namespace, Arc<Space>>>,
     next_space: AtomicU64,
     write_backs: AtomicUsize,
+    /// Sets and removals in tasks of their own.
+    writes: Arc<AtomicUsize>,
     is_closed: AtomicBool,
     has_adopted_stamps: AtomicBool,
 }
@@ -125,20 +134,25 @@ pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
 /// The weight of an entry in bytes.
 pub(crate) type Weigh<K, V> = Arc<dyn Fn(&K, &V) -> u64 + Send + Sync>;
 
+/// Called for each entry of a tier that could not be opened.
+pub(crate) type OnDiscard = Arc<dyn Fn(&EntryKey, &str, &'static str) + Send + Sync>;
+
 impl<K: Key, V: Value> Cache<K, V> {
     /// A builder with every setting at its default.
     pub fn builder() -> Builder<K, V> {
         Builder::new()
     }
 
-    /// The same cache in another namespace: other keys, tags and clears; the same limits, tiers and
-    /// loads. Costs one look-up; keep the view where it is used often.
+    /// The same cache in another namespace: other keys, tags and clears; the same limits, tiers, loads and
+    /// tenant. Costs one look-up; keep the view where it is used often.
+    ///
+    /// A namespace that names another tenant than the view's gives a view that refuses every call.
     #[must_use]
     pub fn namespace(&self, namespace: &Namespace) -> Self {
-        Cache { space: self.shared.space(namespace), ..self.clone() }
+        Cache { space: self.shared.space_beside(&self.space, namespace), ..self.clone() }
     }
 
-    /// The namespace of this view.
+    /// The namespace of this view, with its tenant if it is one tenant's.
     pub fn namespace_name(&self) -> &Namespace {
         &self.space.namespace
     }
@@ -202,7 +216,9 @@ impl<K: Key, V: Value> Shared<K, V> {
     fn meta(&self, kind: EntryKind, ttl: Duration, tags: Tags, options: &EntryOptions) -> Meta {
         let created_ms = self.clock.wall_ms();
         let stamp = self.stamps.tick(created_ms);
+        let of_tags = tags.iter().filter_map(|tag| self.tag_ttls_max.get(tag)).min();
         let ttl_ms = jittered(millis(ttl), options.ttl_jitter, stamp);
+        let ttl_ms = of_tags.map_or(ttl_ms, |max| ttl_ms.min(millis(*max)));
         let fresh_until_ms = created_ms.saturating_add(ttl_ms);
         let after = |window: Duration| fresh_until_ms.saturating_add(millis(window));
         let revalidate_until_ms = after(options.stale_while_revalidate);

@@ -80,6 +80,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
+        if self.space.is_unbound() {
+            return self.view().ok()?.peek(key);
+        }
         self.shared.look_fresh(&self.space, key, &self.defaults).flatten()
     }
 
@@ -95,6 +98,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
+        if self.space.is_unbound() {
+            return Box::pin(self.lookup(key, Stale::Refuse)).await.map(|hit| hit.value);
+        }
         if let Some(value) = self.shared.look_fresh(&self.space, key, &self.defaults) {
             return value;
         }
@@ -111,31 +117,32 @@ impl<K: Key, V: Value> Cache<K, V> {
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let shared = &self.shared;
+        let this = &*self.view().ok()?;
+        let shared = &this.shared;
         let now = shared.now();
-        let in_l1 = shared.l1.get(&self.space, key, |resident| {
+        let in_l1 = shared.l1.get(&this.space, key, |resident| {
             resident.touch(now.mono_ms);
             // Before the copy is taken, since it slides what slides.
-            let freshness = resident.freshness(now.mono_ms, &self.defaults);
+            let freshness = resident.freshness(now.mono_ms, &this.defaults);
             (freshness, resident.seen(now), resident.fresh_ms_left(now.mono_ms))
         });
         let in_l1 = match in_l1 {
             Some((Freshness::Fresh | Freshness::RefreshDue, seen, left_ms)) => {
                 shared.counters.add(Count::Hit);
-                return seen.value.map(|value| self.hit(value, &seen.meta, false, left_ms, "l1"));
+                return seen.value.map(|value| this.hit(value, &seen.meta, false, left_ms, "l1"));
             }
             Some((Freshness::Gone, ..)) | None => None,
             Some((_, seen, _)) => Some(seen),
         };
         // A tier may have a fresher one; the stale one is the fallback.
-        let below = Box::pin(self.look_below(key.to_owned())).await;
+        let below = Box::pin(this.look_below(key.to_owned())).await;
         match (below, in_l1.filter(|_| stale == Stale::Allow)) {
-            (Some(answer), _) if !answer.is_stale => self.hit_below(answer),
+            (Some(answer), _) if !answer.is_stale => this.hit_below(answer),
             (_, Some(seen)) => {
                 shared.counters.add(Count::HitStale);
-                seen.value.map(|value| self.hit(value, &seen.meta, true, Some(0), "l1"))
+                seen.value.map(|value| this.hit(value, &seen.meta, true, Some(0), "l1"))
             }
-            (Some(answer), None) if stale == Stale::Allow => self.hit_below(answer),
+            (Some(answer), None) if stale == Stale::Allow => this.hit_below(answer),
             _ => {
                 shared.counters.add(Count::Miss);
                 None
@@ -187,7 +194,8 @@ impl<K: Key, V: Value> Cache<K, V> {
 
     /// The values of many keys, in their order. The tiers are asked once for all that L1 lacks.
     pub async fn get_many(&self, keys: &[K]) -> Vec<Option<V>> {
-        let values = self.many(keys, &self.defaults, Source::Tiers, Purpose::Lookup).await;
+        let Ok(this) = self.view() else { return keys.iter().map(|_| None).collect() };
+        let values = this.many(keys, &this.defaults, Source::Tiers, Purpose::Lookup).await;
         values.into_iter().map(|value| value.unwrap_or(None)).collect()
     }
 
@@ -213,6 +221,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         T: Into<Loaded<V>>,
         E: Into<BoxError>,
     {
+        if self.space.is_unbound() {
+            return Box::pin(self.get_or_load_with(key, &self.defaults, load)).await;
+        }
         match self.shared.look(&self.space, key, &self.defaults) {
             Step::Serve(Some(value)) => Ok(value),
             step => {
@@ -243,8 +254,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         E: Into<BoxError>,
     {
         options.validate()?;
-        let step = self.shared.look(&self.space, key, options);
-        Box::pin(self.after(key.to_owned(), step, Source::one(load), options)).await?.ok_or_else(not_found)
+        let this = &*self.view()?;
+        let step = this.shared.look(&this.space, key, options);
+        Box::pin(this.after(key.to_owned(), step, Source::one(load), options)).await?.ok_or_else(not_found)
     }
 
     /// [`get_or_load_with`](Self::get_or_load_with) for values that may not exist: `None` from the loader
@@ -266,9 +278,10 @@ impl<K: Key, V: Value> Cache<K, V> {
         E: Into<BoxError>,
     {
         options.validate()?;
-        let step = self.shared.look(&self.space, key, options);
+        let this = &*self.view()?;
+        let step = this.shared.look(&this.space, key, options);
         let source = Source::one(|context| async move { load(context).await.map(from_option) });
-        Box::pin(self.after(key.to_owned(), step, source, options)).await
+        Box::pin(this.after(key.to_owned(), step, source, options)).await
     }
 
     /// [`get_or_load_with`](Self::get_or_load_with) with a loader that is made when it is needed: a hit
@@ -288,9 +301,10 @@ impl<K: Key, V: Value> Cache<K, V> {
         E: Into<BoxError>,
     {
         options.validate()?;
-        match self.shared.look(&self.space, key, options) {
+        let this = &*self.view()?;
+        match this.shared.look(&this.space, key, options) {
             Step::Serve(value) => Ok(value),
-            step => Box::pin(self.after(key.clone(), step, Source::one(make()), options)).await,
+            step => Box::pin(this.after(key.clone(), step, Source::one(make()), options)).await,
         }
     }
 
@@ -323,8 +337,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         E: Into<BoxError>,
     {
         options.validate()?;
-        let met = self.shared.l1.seen(&self.space, key, self.shared.now());
-        let wait = self.wait(key.to_owned(), Source::one(load), options, met, Mode::Reload);
+        let this = &*self.view()?;
+        let met = this.shared.l1.seen(&this.space, key, this.shared.now());
+        let wait = this.wait(key.to_owned(), Source::one(load), options, met, Mode::Reload);
         Box::pin(wait).await?.and_then(|answer| answer.value).ok_or_else(not_found)
     }
 
@@ -337,15 +352,16 @@ impl<K: Key, V: Value> Cache<K, V> {
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
+        let this = &*self.view()?;
         if ttl.is_zero() {
-            return Ok(self.remove(key).await?.existed);
+            return Ok(this.remove(key).await?.existed);
         }
-        if self.lookup(key, Stale::Refuse).await.is_none() {
+        if this.lookup(key, Stale::Refuse).await.is_none() {
             return Ok(false);
         }
         let load =
             move |_: LoadContext<V>| async move { Ok::<_, BoxError>(Loaded::<V>::not_modified().ttl(ttl)) };
-        match self.reload(key, &self.defaults, load).await {
+        match this.reload(key, &this.defaults, load).await {
             Ok(_) => Ok(true),
             // It was removed since it was looked up: "not modified" had no previous value.
             Err(error) if error.kind() == ErrorKind::Loader => Ok(false),
@@ -370,16 +386,18 @@ impl<K: Key, V: Value> Cache<K, V> {
         T: Into<Loaded<V>>,
         E: Into<BoxError>,
     {
-        if let Err(error) = options.validate() {
-            return keys.iter().map(|_| Err(error.clone())).collect();
-        }
+        let view = options.validate().and_then(|()| self.view());
+        let this = match &view {
+            Ok(view) => &**view,
+            Err(error) => return keys.iter().map(|_| Err(error.clone())).collect(),
+        };
         let source = Source::Many(Box::new(move |missing| {
             Box::pin(async move {
                 let found = load(missing).await.map_err(Into::into)?;
                 Ok(found.into_iter().map(|(key, loaded)| (key, loaded.into())).collect())
             })
         }));
-        self.many(keys, options, source, Purpose::Load).await
+        this.many(keys, options, source, Purpose::Load).await
     }
 }
 

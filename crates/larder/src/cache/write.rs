@@ -18,7 +18,7 @@ use std::borrow::Borrow;
 use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 /// What became of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,17 +81,18 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     async fn set_checked(&self, key: K, value: V, options: &EntryOptions) -> Result<Written> {
-        self.open()?;
+        let this = &*self.view()?;
+        this.open()?;
         if options.ttl.is_zero() {
-            self.remove(&key).await?;
+            this.remove(&key).await?;
             return Ok(Written::NotStored);
         }
-        let shared = &self.shared;
+        let shared = &this.shared;
         if shared.tiers.is_empty() {
-            return Ok(shared.set_in_l1(&self.space, SetItem { key, value }, None, options));
+            return Ok(shared.set_in_l1(&this.space, SetItem { key, value }, None, options));
         }
-        let (shared, space, options) = (Arc::clone(shared), Arc::clone(&self.space), options.clone());
-        self.run_to_end(async move { shared.set(&space, SetItem { key, value }, &options).await }).await?
+        let (shared, space, options) = (Arc::clone(shared), Arc::clone(&this.space), options.clone());
+        this.run_to_end(async move { shared.set(&space, SetItem { key, value }, &options).await }).await?
     }
 
     /// Sets many values, each as [`set_with`](Self::set_with) does; tiers with batches take them together.
@@ -99,15 +100,17 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// # Errors
     /// For each on its own, in the order of `entries`.
     pub async fn set_many(&self, entries: Vec<(K, V)>, options: &EntryOptions) -> Vec<Result<Written>> {
-        if let Err(error) = self.open().and_then(|()| options.validate()) {
-            return entries.iter().map(|_| Err(error.clone())).collect();
-        }
+        let view = self.open().and_then(|()| options.validate()).and_then(|()| self.view());
+        let this = match &view {
+            Ok(view) => &**view,
+            Err(error) => return entries.iter().map(|_| Err(error.clone())).collect(),
+        };
         if options.ttl.is_zero() {
             let keys: Vec<K> = entries.into_iter().map(|(key, _)| key).collect();
-            let removed = self.remove_many(&keys).await;
+            let removed = this.remove_many(&keys).await;
             return removed.into_iter().map(|removal| removal.map(|_| Written::NotStored)).collect();
         }
-        let (shared, space, options) = (Arc::clone(&self.shared), Arc::clone(&self.space), options.clone());
+        let (shared, space, options) = (Arc::clone(&this.shared), Arc::clone(&this.space), options.clone());
         let items: Vec<_> = entries.into_iter().map(|(key, value)| SetItem { key, value }).collect();
         let count = items.len();
         if shared.tiers.is_empty() {
@@ -116,7 +119,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                 .map(|item| Ok(shared.set_in_l1(&space, item, None, &options)))
                 .collect();
         }
-        let written = self.run_to_end(async move { shared.set_many(&space, items, &options).await }).await;
+        let written = this.run_to_end(async move { shared.set_many(&space, items, &options).await }).await;
         written.unwrap_or_else(|error| vec![Err(error); count])
     }
 
@@ -142,17 +145,19 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// # Errors
     /// For each key on its own, as [`remove`](Self::remove).
     pub async fn remove_many(&self, keys: &[K]) -> Vec<Result<Removal>> {
-        if let Err(error) = self.open() {
-            return keys.iter().map(|_| Err(error.clone())).collect();
-        }
-        let shared = &self.shared;
+        let view = self.open().and_then(|()| self.view());
+        let this = match &view {
+            Ok(view) => &**view,
+            Err(error) => return keys.iter().map(|_| Err(error.clone())).collect(),
+        };
+        let shared = &this.shared;
         if shared.tiers.is_empty() {
-            let existed = |key| Removal { existed: shared.remove_in_l1(&self.space, key), is_queued: false };
+            let existed = |key| Removal { existed: shared.remove_in_l1(&this.space, key), is_queued: false };
             return keys.iter().map(|key| Ok(existed(key))).collect();
         }
-        let (shared, space, count) = (Arc::clone(shared), Arc::clone(&self.space), keys.len());
+        let (shared, space, count) = (Arc::clone(shared), Arc::clone(&this.space), keys.len());
         let keys = keys.to_vec();
-        let removed = self.run_to_end(async move { shared.remove_many(&space, &keys).await }).await;
+        let removed = this.run_to_end(async move { shared.remove_many(&space, &keys).await }).await;
         removed.unwrap_or_else(|error| vec![Err(error); count])
     }
 
@@ -175,8 +180,9 @@ impl<K: Key, V: Value> Cache<K, V> {
 
     async fn mark(&self, mark: Mark) -> Result<Removal> {
         self.open()?;
-        self.shared.counters.add(Count::Removal);
-        let (shared, space) = (Arc::clone(&self.shared), Arc::clone(&self.space));
+        let this = &*self.view()?;
+        this.shared.counters.add(Count::Removal);
+        let (shared, space) = (Arc::clone(&this.shared), Arc::clone(&this.space));
         let marked = async move {
             let delivered = shared.below(tier::Removal::Mark(&space.namespace, &mark)).await;
             shared.l1.mark(&space, &mark);
@@ -188,16 +194,23 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// Runs a write in a task of its own and waits for it.
     ///
     /// # Errors
-    /// [`ErrorKind::Closed`] when the runtime that ran it was shut down, [`Panicked`](ErrorKind::Panicked)
+    /// [`ErrorKind::Closed`] when the cache was closed, or the runtime that ran it was shut down, [`Panicked`](ErrorKind::Panicked)
     /// when it panicked. What it did until then stays done.
     async fn run_to_end<T: Clone + Send + 'static>(
         &self,
         write: impl Future<Output = T> + Send + 'static,
     ) -> Result<T> {
+        let under_way = UnderWay::begin(&self.shared.writes);
+        // Asked again, now that `close` waits for this write.
+        self.open()?;
         let promise = Arc::new(Promise::new());
         let done = promise.wait();
         let duty = Duty::new(&promise, "write");
-        crate::runtime::spawn(async move { duty.done(write.await) });
+        crate::runtime::spawn(async move {
+            let output = write.await;
+            drop(under_way);
+            duty.done(output);
+        });
         done.await
     }
 
@@ -206,6 +219,22 @@ impl<K: Key, V: Value> Cache<K, V> {
             return Err(Error::new(ErrorKind::Closed, "write").message("the cache was closed"));
         }
         Ok(())
+    }
+}
+
+/// A write that `close` waits for.
+struct UnderWay(Arc<AtomicUsize>);
+
+impl UnderWay {
+    fn begin(writes: &Arc<AtomicUsize>) -> Self {
+        writes.fetch_add(1, SeqCst);
+        UnderWay(Arc::clone(writes))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
     }
 }
 
@@ -218,6 +247,7 @@ impl<K: Key + serde::Serialize, V: Value> Cache<K, V> {
     /// [`Closed`](ErrorKind::Closed).
     pub async fn remove_matching(&self, pattern: &Pattern) -> Result<u64> {
         self.open()?;
+        let this = &*self.view()?;
         for tier in &self.shared.tiers {
             if !tier.backend.capabilities().scan {
                 return Err(Error::new(ErrorKind::Unsupported, "remove_matching")
@@ -226,7 +256,7 @@ impl<K: Key + serde::Serialize, V: Value> Cache<K, V> {
             }
         }
         self.shared.counters.add(Count::Removal);
-        let (shared, space, pattern) = (Arc::clone(&self.shared), Arc::clone(&self.space), pattern.clone());
+        let (shared, space, pattern) = (Arc::clone(&this.shared), Arc::clone(&this.space), pattern.clone());
         let removed = async move {
             let below = match shared.below(tier::Removal::Matching(&space.namespace, &pattern)).await {
                 Delivered::Now(counts) => counts.first().copied().unwrap_or(0),

@@ -88,7 +88,8 @@ impl Header {
 
 fn checksum(key: &EntryKey, sealed: &[u8]) -> u64 {
     let (namespace, key) = (key.namespace().as_str(), key.as_bytes());
-    let namespace_bytes = u8::try_from(namespace.len()).expect("a namespace has at most 128 bytes");
+    let namespace_bytes =
+        u8::try_from(namespace.len()).expect("a namespace has at most 194 bytes with its tenant");
     let key_bytes = u32::try_from(key.len()).expect("an encoded key has at most 1024 bytes");
     let mut hash = Xxh3::new();
     hash.update(&[namespace_bytes]);

@@ -4,9 +4,12 @@
 //! key itself: L1 keeps that.
 
 mod encode;
+mod namespace;
 mod pattern;
 mod walk;
 
+pub use namespace::Namespace;
+pub(crate) use namespace::is_allowed as is_allowed_in_names;
 pub use pattern::{PATTERN_BYTES_MAX, Pattern};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -17,7 +20,6 @@ use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// Longest canonical encoding that a tier sees; a longer one is replaced by its SHA-256 and the start of
@@ -26,7 +28,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 /// 1 KiB: the smallest limit that any common store puts on an indexed column, and far above what people
 /// type.
 pub const ENTRY_KEY_BYTES_MAX: usize = 1024;
-/// Longest name of a [`Namespace`] in bytes.
+/// Longest name of a [`Namespace`] in bytes, without its tenant.
 pub const NAMESPACE_BYTES_MAX: usize = 128;
 /// Deepest nesting of a key: every list, struct, `Some`, ... around a value is one level.
 pub const KEY_LEVELS_MAX: usize = 64;
@@ -36,51 +38,6 @@ const LONG_TEXT_BYTES_MAX: usize = 128;
 const SHA256_BYTES: usize = 32;
 /// How much of its SHA-256 the text of a long key shows, in bytes.
 const LONG_HASH_BYTES_SHOWN: usize = 8;
-
-/// The name of a key space. Entries of two namespaces never meet: it is a part of its own in every tier.
-///
-/// Cheap to clone. The default is `default`.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Namespace(Arc<str>);
-
-impl Namespace {
-    /// Checks and takes a name: 1 to 128 bytes of `A-Z a-z 0-9 _ - . :`.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Key`], with the rule, when it is anything else.
-    pub fn new(name: &str) -> Result<Self> {
-        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.:".contains(&byte);
-        if name.is_empty() || name.len() > NAMESPACE_BYTES_MAX || !name.bytes().all(is_allowed) {
-            return Err(Error::new(ErrorKind::Key, "namespace").key(name).message(format!(
-                "a namespace has 1 to {NAMESPACE_BYTES_MAX} bytes of A-Z a-z 0-9 _ - . :"
-            )));
-        }
-        Ok(Namespace(Arc::from(name)))
-    }
-
-    /// The name.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl Default for Namespace {
-    fn default() -> Self {
-        Namespace(Arc::from("default"))
-    }
-}
-
-impl fmt::Display for Namespace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for Namespace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// A key in a namespace, canonically encoded, at most [`ENTRY_KEY_BYTES_MAX`] bytes. Cheap to clone.
 ///
@@ -123,7 +80,8 @@ impl EntryKey {
     ///
     /// # Errors
     /// [`ErrorKind::Key`] when its `Serialize` fails, it is nested deeper than [`KEY_LEVELS_MAX`], or it is
-    /// an `EntryKey` of another namespace; one of this namespace is taken as it is.
+    /// an `EntryKey` of another namespace; one of this namespace, or of its name without a tenant, is taken as
+    /// it is.
     pub fn new<K: Serialize + ?Sized>(namespace: &Namespace, key: &K) -> Result<Self> {
         let mut bytes = encode::encode(key)?;
         if let Some(same) = Self::unwrap(namespace, &bytes) {
@@ -152,7 +110,8 @@ impl EntryKey {
         let Some((name, bytes)) = inner else {
             return Some(Err(Error::new(ErrorKind::Corrupt, "encode").message("not the encoding of a key")));
         };
-        if name != namespace.as_str() {
+        // A key without a tenant is whoever's the cache is; one with a tenant is nobody else's.
+        if name != namespace.as_str() && name != namespace.name() {
             let why = format!("it is a key of the namespace {name}, not of {namespace}");
             return Some(Err(Error::new(ErrorKind::Key, "encode").message(why)));
         }
@@ -161,7 +120,7 @@ impl EntryKey {
 
     fn assemble(namespace: Namespace, bytes: Bytes) -> Self {
         // The seed keeps namespaces apart without joining the two in a buffer.
-        let hash = xxh3_64_with_seed(&bytes, xxh3_64(namespace.0.as_bytes()));
+        let hash = xxh3_64_with_seed(&bytes, xxh3_64(namespace.as_str().as_bytes()));
         EntryKey { namespace, bytes, hash }
     }
 

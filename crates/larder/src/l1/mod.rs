@@ -55,6 +55,20 @@ pub(crate) struct Space {
     pub(crate) namespace: Namespace,
 }
 
+impl Space {
+    const UNBOUND: u64 = u64::MAX;
+
+    /// The space of a view that has no tenant yet: nothing is ever read from it or kept in it.
+    pub(crate) fn unbound(namespace: Namespace) -> Self {
+        Space { id: Self::UNBOUND, namespace }
+    }
+
+    #[inline]
+    pub(crate) fn is_unbound(&self) -> bool {
+        self.id == Self::UNBOUND
+    }
+}
+
 /// A key of a space.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Slot<K> {

@@ -37,4 +37,5 @@ mod one_flight;
 mod passed_through;
 mod recursion;
 mod returns;
+mod tenants;
 mod time;

@@ -16,8 +16,10 @@ mod nested_load;
 mod overload;
 mod refused_entries;
 mod remove_during_load;
+mod request_scope;
 mod runtime_shut_down;
 mod ten_thousand_callers_one_load;
+mod tenants;
 mod tier_fails;
 mod ttl_over_all_of_u64;
 
