@@ -7,6 +7,7 @@
 use super::Durability;
 use super::fault::{NAME, is_corrupt, to_error};
 use super::file::{Conn, DataFile, boot_id};
+use super::inline::Shift;
 use super::queue::{Queue, Queued};
 use super::reclaim::{Limits, Progress, Visited};
 use super::store::{Place, Store};
@@ -16,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Namespace, Pattern};
 use bytes::Bytes;
 use rusqlite::Connection;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -44,7 +46,13 @@ pub(super) enum Op {
     },
     /// The store is over its limit.
     Evict,
+    /// What a test lets the thread do.
+    #[cfg(test)]
+    Run(Run),
 }
+
+#[cfg(test)]
+pub(super) type Run = Arc<dyn Fn() + Send + Sync>;
 
 /// What it answers.
 #[derive(Clone, Copy)]
@@ -64,6 +72,8 @@ impl Op {
             Op::Mark(..) => "mark",
             Op::RemoveMatching(..) | Op::RemoveMatchingBelow { .. } => "remove_matching",
             Op::Sweep { .. } | Op::Evict => "sweep",
+            #[cfg(test)]
+            Op::Run(_) => "run",
         }
     }
 }
@@ -101,6 +111,7 @@ pub(super) struct Writer {
     pub(super) visited: Arc<Visited>,
     pub(super) conn: Option<Conn>,
     pub(super) progress: Progress,
+    pub(super) shift: Arc<Shift>,
 }
 
 impl Writer {
@@ -108,7 +119,13 @@ impl Writer {
     pub(super) fn run(mut self) -> Result<()> {
         let abort_if_it_panics = AbortOnDrop(self.queue.clone());
         while let Some(group) = self.queue.pop_many(GROUP_OPS, 1) {
-            self.run_group(group);
+            self.shift.begin();
+            // A panic rolls its group back, as the connection is gone; the next group opens another.
+            if catch_unwind(AssertUnwindSafe(|| self.run_group(group))).is_err() {
+                self.file
+                    .incident("the writer thread panicked; what was not acknowledged was not done", None);
+            }
+            self.shift.end();
         }
         drop(abort_if_it_panics);
         self.close()
@@ -265,6 +282,11 @@ impl Writer {
             }
             // Every transaction ends with a step of the eviction.
             Op::Evict => Done::Nothing,
+            #[cfg(test)]
+            Op::Run(run) => {
+                run();
+                Done::Nothing
+            }
         };
         Ok(Progressed::Done(done))
     }
@@ -308,7 +330,7 @@ impl Writer {
     }
 }
 
-/// Fails everybody who waits if the writer panics: nobody hangs.
+/// Fails everybody who waits when the writer is gone, whatever ended it: nobody hangs.
 struct AbortOnDrop(Arc<Queue<Job>>);
 
 impl Drop for AbortOnDrop {
@@ -319,5 +341,7 @@ impl Drop for AbortOnDrop {
 
 /// The error of a caller whose answer never comes.
 pub(super) fn lost(operation: &'static str) -> Error {
-    Error::new(ErrorKind::Unavailable, operation).backend(NAME).message("the thread that serves it has ended")
+    Error::new(ErrorKind::Unavailable, operation)
+        .backend(NAME)
+        .message("the thread that serves it panicked or has ended")
 }
