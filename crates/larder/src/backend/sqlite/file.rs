@@ -219,7 +219,8 @@ impl DataFile {
         if schema::inspect(&db, schema::STEPS)? == Kind::Foreign {
             return Ok(Checked::Foreign);
         }
-        // From here on it is larder's, and may be changed.
+        // From here on it is larder's, and may be changed. Without effect on a file that has tables.
+        db.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(failed)?;
         let mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(failed)?;
         if mode != "wal" {
             return Err(Error::new(ErrorKind::ReadOnly, "open").backend(NAME).message(format!(

@@ -88,8 +88,9 @@ pub struct SqliteOptions {
     /// Most entries; `None`, the default, is unlimited.
     #[serde(default)]
     pub entries_max: Option<u64>,
-    /// Most bytes of keys, tags and envelopes with 96 for each row; the file is up to a third larger, and
-    /// doesn't shrink when entries go. `None`, the default, is unlimited.
+    /// Most bytes of keys, tags and envelopes with 96 for each row; the file is up to a third larger. A
+    /// sweep gives back up to 16 MiB of it while more than a quarter is free. `None`, the default, is
+    /// unlimited.
     #[serde(default)]
     pub bytes_max: Option<u64>,
     /// Threads that read, 1 to 64. 2 by default: one slow read then stops nobody.
@@ -160,8 +161,9 @@ impl SqliteOptions {
 
 /// A tier in one SQLite file.
 ///
-/// Values are read and written by threads of its own; a call costs a hop to one of them and back, and
-/// never blocks the caller's thread on the disk. Dropped without [`close`](Backend::close), it finishes
+/// Values are read and written by threads of its own, so that the disk never blocks the caller's; a read of
+/// what is in memory spares itself the hop to one of them and back
+/// ([`inline_reads`](SqliteOptions::inline_reads)). Dropped without [`close`](Backend::close), it finishes
 /// what is queued and ends its threads; nothing acknowledged is lost.
 pub struct SqliteBackend {
     file: Arc<DataFile>,

@@ -56,7 +56,7 @@ fn stuck() -> (Run, Receiver<()>, Sender<()>) {
         let ends = ends.lock().unwrap();
         ends.0.send(()).unwrap();
         // Dropped is released, too.
-        drop(ends.1.recv());
+        let _ = ends.1.recv();
     };
     (Arc::new(run), has_begun, release)
 }

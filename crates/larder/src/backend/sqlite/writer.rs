@@ -5,11 +5,11 @@
 //! back and its operations run one by one, so that only those which fail alone are reported as failed.
 
 use super::Durability;
-use super::fault::{NAME, is_corrupt, to_error};
+use super::fault::{NAME, is_corrupt, kind_on, to_error};
 use super::file::{Conn, DataFile, boot_id};
 use super::inline::Shift;
 use super::queue::{Queue, Queued};
-use super::reclaim::{Limits, Progress, Visited};
+use super::reclaim::{Limits, Progress, SHRINK_STEPS, Visited};
 use super::store::{Place, Store};
 use crate::backend::{Mark, Put, PutOutcome, Removed};
 use crate::clock::Clock;
@@ -46,6 +46,8 @@ pub(super) enum Op {
     },
     /// The store is over its limit.
     Evict,
+    /// The file is larger than what it holds; so many steps are left.
+    Shrink(u32),
     /// What a test lets the thread do.
     #[cfg(test)]
     Run(Run),
@@ -71,7 +73,7 @@ impl Op {
             Op::Discard(..) => "discard",
             Op::Mark(..) => "mark",
             Op::RemoveMatching(..) | Op::RemoveMatchingBelow { .. } => "remove_matching",
-            Op::Sweep { .. } | Op::Evict => "sweep",
+            Op::Sweep { .. } | Op::Evict | Op::Shrink(_) => "sweep",
             #[cfg(test)]
             Op::Run(_) => "run",
         }
@@ -190,6 +192,7 @@ impl Writer {
                 }
                 Err(error) => error,
             };
+            let found = kind_on(&conn.db, &error);
             self.progress.forget();
             if !conn.db.is_autocommit() && conn.db.execute_batch("ROLLBACK").is_err() {
                 // A connection that can't even roll back is not used again.
@@ -201,7 +204,7 @@ impl Writer {
             } else {
                 self.conn = Some(conn);
             }
-            return Err(to_error(name, error));
+            return Err(Error::new(found, name).backend(NAME).source(error));
         }
     }
 
@@ -278,10 +281,20 @@ impl Writer {
                 if !step.is_done {
                     return Ok(Progressed::Left(Op::Sweep { left: left - step.freed, freed }));
                 }
+                if store.is_sparse()? {
+                    self.queue.push_own(Job { op: Op::Shrink(SHRINK_STEPS), answer: None });
+                }
                 Done::Count(freed)
             }
             // Every transaction ends with a step of the eviction.
             Op::Evict => Done::Nothing,
+            Op::Shrink(left) => {
+                store.shrink()?;
+                if *left > 1 && store.is_sparse()? {
+                    return Ok(Progressed::Left(Op::Shrink(left - 1)));
+                }
+                Done::Nothing
+            }
             #[cfg(test)]
             Op::Run(run) => {
                 run();
