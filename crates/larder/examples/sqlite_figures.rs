@@ -135,12 +135,7 @@ async fn in_flight(
     Ok(began.elapsed().as_secs_f64() * 1e6 / count as f64)
 }
 
-async fn reads(
-    folder: &Path,
-    keys: &Arc<Vec<EntryKey>>,
-    bytes: usize,
-    count: usize,
-) -> Result<(), Failed> {
+async fn reads(folder: &Path, keys: &Arc<Vec<EntryKey>>, bytes: usize, count: usize) -> Result<(), Failed> {
     let (raw_path, path) = (folder.join("raw.db"), folder.join("larder.db"));
     let raw = Raw::open(&raw_path, "NORMAL")?;
     raw.fill(keys, bytes)?;
@@ -158,9 +153,8 @@ async fn reads(
         }
     }
     filling.close().await?;
-    let per_entry = |path: &Path| {
-        std::fs::metadata(path).map(|file| vec![file.len() as f64 / keys.len() as f64; ROUNDS])
-    };
+    let per_entry =
+        |path: &Path| std::fs::metadata(path).map(|file| vec![file.len() as f64 / keys.len() as f64; ROUNDS]);
     print("space per entry", "B", per_entry(&raw_path)?, per_entry(&path)?);
 
     let (mut raw_opens, mut opens) = (Vec::new(), Vec::new());
@@ -208,12 +202,14 @@ async fn puts(folder: &Path, keys: &Arc<Vec<EntryKey>>, bytes: usize) -> Result<
     let ticket = backend.ticket(&keys[0]).await?;
     let mut rates = [const { Vec::new() }; 3];
     for round in 0..3 {
-        let (few, many) = (60, 128 * if bytes > 10_000 { 1 } else { 8 });
+        let (few, many) = (60, if bytes > 10_000 { 128 } else { 1024 });
         let began = Instant::now();
         for i in 0..few {
             let args = params![&keys[i].as_bytes()[..], vec![round as u8; bytes]];
             raw.0
-                .prepare_cached("INSERT INTO entry (key, value) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2")?
+                .prepare_cached(
+                    "INSERT INTO entry (key, value) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2",
+                )?
                 .execute(args)?;
         }
         rates[0].push(few as f64 / began.elapsed().as_secs_f64());

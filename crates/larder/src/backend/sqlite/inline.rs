@@ -62,7 +62,9 @@ pub(super) struct Inline {
     is_on: AtomicBool,
     /// A reader thread is to open the connection again.
     is_stale: AtomicBool,
+    #[cfg(test)]
     served: AtomicU64,
+    #[cfg(test)]
     handed_over: AtomicU64,
 }
 
@@ -84,7 +86,9 @@ impl Inline {
             conn: Mutex::new(None),
             is_on: AtomicBool::new(is_on),
             is_stale: AtomicBool::new(is_on),
+            #[cfg(test)]
             served: AtomicU64::new(0),
+            #[cfg(test)]
             handed_over: AtomicU64::new(0),
         }
     }
@@ -95,8 +99,8 @@ impl Inline {
             return None;
         }
         let reads = self.attempt(keys);
-        let count = if reads.is_some() { &self.served } else { &self.handed_over };
-        count.fetch_add(1, Ordering::Relaxed);
+        #[cfg(test)]
+        if reads.is_some() { &self.served } else { &self.handed_over }.fetch_add(1, Ordering::Relaxed);
         reads
     }
 

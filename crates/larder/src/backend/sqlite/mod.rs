@@ -98,8 +98,8 @@ pub struct SqliteOptions {
     pub readers: usize,
     /// Whether a read of up to 16 keys runs on the caller's thread when all that it needs is in memory. On by
     /// default: a hop to a reader thread and back costs several times the query. It never waits for a page
-    /// of the file or a lock, and at most one thread of the process is ever in it; `DESIGN.md` has what
-    /// remains. Without effect but on 64-bit Linux 6.5 and later, on ext4, XFS and Btrfs.
+    /// of the file or a lock, and at most one thread is in it at a time; `DESIGN.md` has what remains.
+    /// Without effect but on 64-bit Linux 6.5 and later, on ext4, XFS and Btrfs.
     #[serde(default = "inline_reads")]
     pub inline_reads: bool,
     /// Longest wait for another process's lock, and for a place in the queue. 5 seconds by default.

@@ -1,8 +1,8 @@
 //! The threads that read, each with a connection of its own.
 //!
 //! What may wait for the disk never runs on the caller's thread: a disk that hangs must not hang the
-//! runtime. The price is a hop to a thread and back; under load a thread takes several reads at once, in one transaction, which
-//! saves each the file locks and the row `store`.
+//! runtime. The price is a hop to a thread and back; under load a thread takes several reads at once, in
+//! one transaction, which saves each the file locks and the row `store`.
 
 use super::fault::{is_corrupt, to_error};
 use super::file::{Conn, DataFile};

@@ -69,9 +69,8 @@ pub(super) struct Known {
     namespaces: HashMap<Namespace, Option<NamespaceRow>>,
 }
 
-/// Reads one entry, in a transaction of one statement as long as the file is what it was the last time: half
-/// the cost of one that reads the row `store` and the namespace first. The second part is the entry's row, as
-/// from [`Store::get`].
+/// Reads one entry, in a transaction of one statement as long as the file is what it was the last time: the
+/// row `store` and the namespace are then known. The second part is the entry's row, as from [`Store::get`].
 pub(super) fn get_alone(conn: &Conn, key: &EntryKey, now_ms: u64) -> rusqlite::Result<(Read, Option<i64>)> {
     let db = &conn.db;
     // Taken out: an error leaves nothing behind.
