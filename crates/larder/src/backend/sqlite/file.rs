@@ -93,7 +93,7 @@ impl DataFile {
         let _lock = self.lock()?;
         self.create()?;
         match self.open_checked() {
-            Ok(Checked::Ready(conn)) => Ok(conn),
+            Ok(Checked::Ready(conn)) => Ok(*conn),
             Ok(Checked::Foreign) => {
                 self.set_aside("foreign", "it is a database of another program")?;
                 self.reopen_after_set_aside()
@@ -170,7 +170,7 @@ impl DataFile {
     fn reopen_after_set_aside(&self) -> Result<Conn> {
         self.create()?;
         match self.open_checked()? {
-            Checked::Ready(conn) => Ok(conn),
+            Checked::Ready(conn) => Ok(*conn),
             Checked::Foreign => Err(unavailable("another program writes its database to this path")),
         }
     }
@@ -245,7 +245,7 @@ impl DataFile {
             self.incident(why, None);
         }
         let identity = identity(&self.path).map_err(|error| io_error("open", &self.path, error))?;
-        Ok(Checked::Ready(Conn { db, known: Cell::new(None), identity }))
+        Ok(Checked::Ready(Box::new(Conn { db, known: Cell::new(None), identity })))
     }
 
     fn connect(&self) -> Result<Connection> {
@@ -350,7 +350,7 @@ impl DataFile {
 }
 
 enum Checked {
-    Ready(Conn),
+    Ready(Box<Conn>),
     Foreign,
 }
 

@@ -227,6 +227,7 @@ fn is_possible(path: &std::path::Path) -> bool {
     if unsafe { libc::statfs(path.as_ptr(), info.as_mut_ptr()) } != 0 {
         return false;
     }
+    #[allow(clippy::unnecessary_cast, reason = "the field has another type on some architectures")]
     // SAFETY: the call succeeded, so it is filled in.
     let kind = unsafe { info.assume_init() }.f_type as i64;
     [EXT4, XFS, BTRFS].contains(&kind) && nowait::install()
