@@ -16,15 +16,26 @@ struct Sqlite {
     folder: TempDir,
     files: AtomicUsize,
     durability: Durability,
+    inline_reads: bool,
 }
 
 impl Sqlite {
     fn new(durability: Durability) -> Self {
-        Sqlite { folder: tempfile::tempdir().unwrap(), files: AtomicUsize::new(0), durability }
+        Sqlite {
+            folder: tempfile::tempdir().unwrap(),
+            files: AtomicUsize::new(0),
+            durability,
+            inline_reads: true,
+        }
     }
 
     async fn open(&self, path: PathBuf, clock: Clock) -> Arc<dyn Backend> {
-        let options = SqliteOptions { clock, durability: self.durability, ..SqliteOptions::new(path) };
+        let options = SqliteOptions {
+            clock,
+            durability: self.durability,
+            inline_reads: self.inline_reads,
+            ..SqliteOptions::new(path)
+        };
         let backend = SqliteBackend::open(options).await.unwrap();
         assert!(backend.incidents().is_empty(), "{:?}", backend.incidents());
         Arc::new(backend)
@@ -53,4 +64,9 @@ async fn sqlite_passes_with_every_commit_synced() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn sqlite_passes_with_commits_unsynced() {
     check_all(&Sqlite::new(Durability::Process)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn sqlite_passes_with_every_read_on_a_thread() {
+    check_all(&Sqlite { inline_reads: false, ..Sqlite::new(Durability::Process) }).await;
 }

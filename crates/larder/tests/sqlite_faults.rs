@@ -61,7 +61,8 @@ async fn damaged_files_are_set_aside_and_rebuilt() {
         ("text", |bytes| *bytes = b"# not a database, but longer than its header is\n".repeat(100)),
         ("a header alone", |bytes| bytes.truncate(100)),
         ("half of it", |bytes| bytes.truncate(bytes.len() / 2)),
-        ("a page of zeros", |bytes| bytes[4096..8192].fill(0)),
+        // The first page after the header and the map of the pages.
+        ("a page of zeros", |bytes| bytes[8192..12288].fill(0)),
     ];
     for (name, damage) in damages {
         let folder = tempfile::tempdir().unwrap();
@@ -356,4 +357,70 @@ async fn a_read_only_folder_is_named_at_open() {
     disk.remount("rw");
     let backend = open(&path).await.unwrap();
     assert!(backend.get(&key("k1")).await.unwrap().found.is_ok(), "nothing was lost");
+}
+
+/// What this thread alone may do is that of a stranger, until it ends. `None` where it may not change that.
+#[cfg(target_os = "linux")]
+fn as_a_stranger<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    const NOBODY: libc::c_int = 65_534;
+    std::thread::spawn(move || {
+        // SAFETY: the bare system call takes three numbers, and changes the ids of the calling thread only.
+        (unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) } == 0).then(run)
+    })
+    .join()
+    .unwrap()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_folder_or_file_of_somebody_else_is_named_at_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cache.db");
+    filled(&path).await;
+    let before = fs::read(&path).unwrap();
+    for mode in [0o700, 0o755, 0o777] {
+        use std::os::unix::fs::PermissionsExt;
+        // Closed, open for reading, open for new files: the file stays the owner's.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+        let path = path.clone();
+        let opened = as_a_stranger(move || SqliteBackend::open_blocking(SqliteOptions::new(path)));
+        let Some(opened) = opened else { return eprintln!("skipped: needs root, to be somebody else") };
+        let error = opened.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Authentication, "{mode:o}: {error}");
+        assert!(error.to_string().contains("cache.db"), "{error}");
+    }
+    assert_eq!(fs::read(&path).unwrap(), before);
+    assert!(set_aside(&path, "corrupt").is_empty());
+}
+
+/// An ext4 of its own, which turns read-only at its first error.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_disk_that_turns_read_only_refuses_writes_and_serves_reads() {
+    let images = tempfile::tempdir().unwrap();
+    let (image, folder) = (images.path().join("image"), tempfile::tempdir().unwrap());
+    fs::File::create(&image).unwrap().set_len(32 << 20).unwrap();
+    let (image, mounted) = (image.to_str().unwrap(), folder.path().to_str().unwrap());
+    let is_mounted = run("mkfs.ext4", &["-q", "-F", image])
+        && run("mount", &["-o", "loop,errors=remount-ro", image, mounted]);
+    if !is_mounted {
+        return eprintln!("skipped: needs root, mkfs.ext4 and a loop device");
+    }
+    let disk = Mounted(folder);
+    let backend = open(&disk.0.path().join("cache.db")).await.unwrap();
+    store(&backend, "k", "v").await.unwrap();
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let line = mounts.lines().find(|line| line.contains(disk.0.path().to_str().unwrap())).unwrap();
+    let device = line.split(' ').next().unwrap().trim_start_matches("/dev/");
+    fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "as the test wants it").unwrap();
+    for _ in 0..3 {
+        let error = store(&backend, "k", "w").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ReadOnly, "{error}");
+        let error = backend.remove(&key("k")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ReadOnly, "{error}");
+        assert_eq!(backend.get(&key("k")).await.unwrap().found.unwrap(), "v", "reads go on");
+    }
+    assert!(backend.incidents().is_empty(), "{:?}", backend.incidents());
+    // Not marked clean, and it says so; it ends all the same.
+    backend.close().await.unwrap_err();
 }

@@ -170,3 +170,26 @@ async fn unsynced_commits_of_an_earlier_boot_are_not_trusted() {
         backend.close().await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn the_file_shrinks_when_most_of_it_is_free() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cache.db");
+    let backend = open_with(&path, Durability::Process).await.unwrap();
+    for i in 0..400 {
+        store(&backend, &format!("k{i}"), vec![7; 20_000]).await.unwrap();
+    }
+    for i in 0..300 {
+        backend.remove(&key(&format!("k{i}"))).await.unwrap();
+    }
+    backend.sweep(10).await.unwrap();
+    // Closing ends what is queued, and moves the log into the file.
+    backend.close().await.unwrap();
+    let (pages, free) = (query(&path, "PRAGMA page_count"), query(&path, "PRAGMA freelist_count"));
+    assert!(pages < 1000 && free <= 256, "{free} of {pages} pages are free");
+    let backend = open(&path).await.unwrap();
+    for i in 300..400 {
+        assert_eq!(backend.get(&key(&format!("k{i}"))).await.unwrap().found.unwrap().len(), 20_000);
+    }
+    assert!(backend.incidents().is_empty());
+}

@@ -1,6 +1,7 @@
 //! What SQLite's and the file system's errors mean to a cache.
 
 use crate::error::{Error, ErrorKind};
+use rusqlite::Connection;
 use rusqlite::ffi::{self, ErrorCode};
 use std::io;
 use std::path::Path;
@@ -51,6 +52,19 @@ pub(super) fn kind(error: &rusqlite::Error) -> ErrorKind {
         | ErrorCode::CannotOpen => ErrorKind::Unavailable,
         _ => ErrorKind::Unknown,
     }
+}
+
+/// As [`kind`], of an error that `db` has just had: a file system that turned read-only under an open file is
+/// any failed write to SQLite, and only the system's own number tells it.
+pub(super) fn kind_on(db: &Connection, error: &rusqlite::Error) -> ErrorKind {
+    let kind = kind(error);
+    if error.sqlite_error_code() != Some(ErrorCode::SystemIoFailure) {
+        return kind;
+    }
+    // SAFETY: the handle is open as long as `db` is borrowed, and this only reads a number from it.
+    let number = unsafe { ffi::sqlite3_system_errno(db.handle()) };
+    let is_read_only = io::Error::from_raw_os_error(number).kind() == io::ErrorKind::ReadOnlyFilesystem;
+    if is_read_only { ErrorKind::ReadOnly } else { kind }
 }
 
 /// Larder's error for SQLite's.

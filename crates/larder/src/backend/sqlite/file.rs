@@ -10,9 +10,11 @@
 use super::Durability;
 use super::fault::{NAME, io_error, is_corrupt, to_error};
 use super::schema::{self, Kind};
+use super::store::Known;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use rusqlite::{Connection, OpenFlags};
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -58,6 +60,8 @@ type Identity = Option<(u64, u64)>;
 /// A connection, and the file it was opened on.
 pub(super) struct Conn {
     pub(super) db: Connection,
+    /// What its readers need not read again while the file stays the same.
+    pub(super) known: Cell<Option<Known>>,
     identity: Identity,
 }
 
@@ -89,7 +93,7 @@ impl DataFile {
         let _lock = self.lock()?;
         self.create()?;
         match self.open_checked() {
-            Ok(Checked::Ready(conn)) => Ok(conn),
+            Ok(Checked::Ready(conn)) => Ok(*conn),
             Ok(Checked::Foreign) => {
                 self.set_aside("foreign", "it is a database of another program")?;
                 self.reopen_after_set_aside()
@@ -112,6 +116,17 @@ impl DataFile {
         self.connect_reader()
     }
 
+    /// Opens a connection that never waits for a lock, and has read once: its files are open, and what it
+    /// shares with others is mapped.
+    pub(super) fn open_inline(&self) -> Result<Conn> {
+        let conn = self.open_reader()?;
+        conn.db
+            .busy_timeout(Duration::ZERO)
+            .and_then(|()| conn.db.query_row("SELECT pos FROM store", [], |_| Ok(())))
+            .map_err(|error| to_error("open", error))?;
+        Ok(conn)
+    }
+
     fn connect_reader(&self) -> Result<Conn> {
         // Whoever makes or replaces the file holds the lock until its tables are there.
         let _lock = self.lock()?;
@@ -119,7 +134,7 @@ impl DataFile {
         // Not opened read-only: a WAL reader shares the index in memory, which it has to be able to make.
         let db = self.connect()?;
         db.pragma_update(None, "query_only", true).map_err(|error| to_error("open", error))?;
-        Ok(Conn { db, identity })
+        Ok(Conn { db, known: Cell::new(None), identity })
     }
 
     /// Whether the path still names the file that `conn` has open.
@@ -155,7 +170,7 @@ impl DataFile {
     fn reopen_after_set_aside(&self) -> Result<Conn> {
         self.create()?;
         match self.open_checked()? {
-            Checked::Ready(conn) => Ok(conn),
+            Checked::Ready(conn) => Ok(*conn),
             Checked::Foreign => Err(unavailable("another program writes its database to this path")),
         }
     }
@@ -204,7 +219,8 @@ impl DataFile {
         if schema::inspect(&db, schema::STEPS)? == Kind::Foreign {
             return Ok(Checked::Foreign);
         }
-        // From here on it is larder's, and may be changed.
+        // From here on it is larder's, and may be changed. Without effect on a file that has tables.
+        db.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(failed)?;
         let mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(failed)?;
         if mode != "wal" {
             return Err(Error::new(ErrorKind::ReadOnly, "open").backend(NAME).message(format!(
@@ -229,7 +245,7 @@ impl DataFile {
             self.incident(why, None);
         }
         let identity = identity(&self.path).map_err(|error| io_error("open", &self.path, error))?;
-        Ok(Checked::Ready(Conn { db, identity }))
+        Ok(Checked::Ready(Box::new(Conn { db, known: Cell::new(None), identity })))
     }
 
     fn connect(&self) -> Result<Connection> {
@@ -334,7 +350,7 @@ impl DataFile {
 }
 
 enum Checked {
-    Ready(Conn),
+    Ready(Box<Conn>),
     Foreign,
 }
 

@@ -1,20 +1,22 @@
 //! The threads that read, each with a connection of its own.
 //!
-//! Reads never run on the caller's thread: a disk that hangs must not hang the runtime. The price is a
-//! hop to a thread and back; under load a thread takes several reads at once, in one transaction, which
-//! saves each the file locks and the row `store`.
+//! What may wait for the disk never runs on the caller's thread: a disk that hangs must not hang the
+//! runtime. The price is a hop to a thread and back; under load a thread takes several reads at once, in
+//! one transaction, which saves each the file locks and the row `store`.
 
 use super::fault::{is_corrupt, to_error};
 use super::file::{Conn, DataFile};
+use super::inline::{Inline, Shift};
 use super::queue::{Queue, Queued};
 use super::reclaim::Visited;
-use super::store::{Place, Store};
+use super::store::{self, Place, Store};
 use super::writer::lost;
 use crate::backend::{Cursor, Page, Read, Scan, Ticket, Usage};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::key::{EntryKey, Namespace, Pattern};
 use crate::stamp::Stamp;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -33,6 +35,9 @@ pub(super) enum Request {
     Namespaces(Answer<Vec<Namespace>>),
     Usage(Answer<Usage>),
     LastStamp(Answer<Option<Stamp>>),
+    /// What a test lets the thread do.
+    #[cfg(test)]
+    Run(Arc<dyn Fn() + Send + Sync>, Answer<()>),
 }
 
 /// A [`Scan`] that outlives its caller.
@@ -50,22 +55,33 @@ pub(super) struct Reader {
     pub(super) visited: Arc<Visited>,
     pub(super) readers: usize,
     pub(super) conn: Option<Conn>,
+    pub(super) inline: Arc<Inline>,
+    pub(super) shift: Arc<Shift>,
 }
 
 impl Reader {
     /// Works until the queue is closed and empty.
     pub(super) fn run(mut self) {
-        let leave = LeaveOnDrop(self.queue.clone());
         while let Some(mut batch) = self.queue.pop_many(BATCH_MAX, self.readers) {
+            self.shift.begin();
             // Whoever stopped waiting needs no read.
             batch.retain(|queued| !queued.job.is_abandoned());
-            if let Err(error) = self.read(&mut batch) {
-                for queued in batch {
-                    queued.job.fail(&error);
+            // After a panic the connection is gone, and the next batch opens another.
+            match catch_unwind(AssertUnwindSafe(|| self.read(&mut batch))) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => fail_all(batch, &error),
+                Err(_) => {
+                    self.file.incident(
+                        "a reader thread panicked; what it was reading was answered with an error",
+                        None,
+                    );
+                    fail_all(batch, &lost("get"));
                 }
             }
+            self.inline.renew();
+            self.shift.end();
         }
-        drop(leave);
+        self.inline.close();
         if let Some(conn) = self.conn.take() {
             self.file.release(conn);
         }
@@ -101,8 +117,12 @@ impl Reader {
     }
 
     fn transaction(&self, conn: &Conn, batch: &mut [Queued<Request>]) -> rusqlite::Result<()> {
+        let now_ms = self.clock.wall_ms();
+        if let [Queued { job: Request::Get(key, answer), .. }] = batch {
+            return give(answer, || Ok(self.visit(store::get_alone(conn, key, now_ms)?)));
+        }
         conn.db.prepare_cached("BEGIN")?.execute([])?;
-        let mut store = Store::load(&conn.db, self.clock.wall_ms())?;
+        let mut store = Store::load(&conn.db, now_ms)?;
         for queued in batch {
             self.serve(&mut store, &mut queued.job)?;
         }
@@ -135,15 +155,23 @@ impl Reader {
             Request::Namespaces(answer) => give(answer, || store.namespaces()),
             Request::Usage(answer) => give(answer, || Ok(store.usage())),
             Request::LastStamp(answer) => give(answer, || Ok(store.state.last_stamp)),
+            #[cfg(test)]
+            Request::Run(run, answer) => give(answer, || {
+                run();
+                Ok(())
+            }),
         }
     }
 
     fn get(&self, store: &mut Store<'_>, key: &EntryKey) -> rusqlite::Result<Read> {
-        let (read, row) = store.get(key)?;
+        Ok(self.visit(store.get(key)?))
+    }
+
+    fn visit(&self, (read, row): (Read, Option<i64>)) -> Read {
         if let Some(id) = row {
             self.visited.touch(id);
         }
-        Ok(read)
+        read
     }
 }
 
@@ -173,6 +201,8 @@ impl Request {
             Request::Namespaces(answer) => is_closed(answer),
             Request::Usage(answer) => is_closed(answer),
             Request::LastStamp(answer) => is_closed(answer),
+            #[cfg(test)]
+            Request::Run(_, answer) => is_closed(answer),
         }
     }
 
@@ -190,6 +220,8 @@ impl Request {
             Request::Namespaces(answer) => send(answer, error),
             Request::Usage(answer) => send(answer, error),
             Request::LastStamp(answer) => send(answer, error),
+            #[cfg(test)]
+            Request::Run(_, answer) => send(answer, error),
         }
     }
 }
@@ -205,13 +237,8 @@ pub(super) async fn ask<T>(
     answered.await.unwrap_or_else(|_| Err(lost(operation)))
 }
 
-/// Fails everybody who waits if a reader panics: nobody hangs.
-struct LeaveOnDrop(Arc<Queue<Request>>);
-
-impl Drop for LeaveOnDrop {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.abort();
-        }
+fn fail_all(batch: Vec<Queued<Request>>, error: &Error) {
+    for queued in batch {
+        queued.job.fail(error);
     }
 }

@@ -21,6 +21,11 @@ const STEP_ROWS: usize = 512;
 /// Eviction frees down to this share of a limit, so that it doesn't run for every put.
 const LOW_MARK_PERCENT: u64 = 95;
 
+/// Free pages that one transaction gives back: about 3 ms.
+const SHRINK_PAGES: u64 = 256;
+/// So many transactions give pages back after a sweep.
+pub(super) const SHRINK_STEPS: u32 = 16;
+
 /// The limits that eviction keeps. `None` is unlimited.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -132,6 +137,24 @@ impl Store<'_> {
             self.drop_marks_before(oldest_tagged.min(began))?;
         }
         Ok(Step { freed, is_done: is_end || freed == limit })
+    }
+
+    /// Whether more than a quarter of the file is free. Less is kept: the next writes use it, and taking a
+    /// page away and adding it again costs more than either.
+    pub(super) fn is_sparse(&self) -> rusqlite::Result<bool> {
+        let read = |sql| statement(self.db, sql)?.query_row([], |row| u64_at(row, 0));
+        let free = read("PRAGMA freelist_count")?;
+        Ok(free > SHRINK_PAGES && free.saturating_mul(4) > read("PRAGMA page_count")?)
+    }
+
+    /// Gives free pages back, one step. The file shrinks at the next checkpoint; one that was made before
+    /// larder asked SQLite for this stays as it is.
+    pub(super) fn shrink(&self) -> rusqlite::Result<()> {
+        let mut vacuum = self.db.prepare(&format!("PRAGMA incremental_vacuum({SHRINK_PAGES})"))?;
+        let mut pages = vacuum.query([])?;
+        // It gives back one page for each row that is asked for.
+        while pages.next()?.is_some() {}
+        Ok(())
     }
 
     /// Evicts if the store is over a limit, one step. Not done: it still is.

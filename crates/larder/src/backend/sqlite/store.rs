@@ -2,6 +2,7 @@
 //! "Coherence". Never writes.
 
 use super::fault::corrupt;
+use super::file::Conn;
 use crate::backend::{Cursor, Listed, Miss, Page, Read, Scan, Ticket, Usage};
 use crate::clock::NEVER_MS;
 use crate::entry::{EntryKind, Tags};
@@ -9,7 +10,7 @@ use crate::error::{Error, ErrorKind};
 use crate::key::{EntryKey, Namespace};
 use crate::stamp::Stamp;
 use bytes::Bytes;
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, ffi, params};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 
@@ -19,6 +20,11 @@ const STRIPES: u64 = 4096;
 pub(super) const ROW_BYTES: u64 = 96;
 /// The bytes of an entry's row; [`ROW_BYTES`] and the lengths, none of which reads an overflow page.
 pub(super) const ROW_SIZE_SQL: &str = "96 + length(key) + ifnull(length(tags), 0) + length(sealed)";
+/// An entry by namespace, hash and key: the columns of [`entry_row`], and the body.
+const LOOKUP_SQL: &str =
+    "SELECT id, seen, kind, gone_at, stamp, tags, sealed FROM entry WHERE ns = ?1 AND hash = ?2 AND key = ?3";
+/// Most namespaces that a connection remembers.
+const KNOWN_MAX: usize = 256;
 /// Most rows that one page of a scan looks at.
 const SCANNED_MAX: usize = 1000;
 
@@ -54,6 +60,64 @@ pub(super) struct EntryRow {
     pub(super) gone_at_ms: u64,
     pub(super) stamp: Stamp,
     pub(super) tags: Option<Vec<u8>>,
+}
+
+/// What a connection has read of one version of the file, beside entries.
+pub(super) struct Known {
+    version: u32,
+    state: State,
+    namespaces: HashMap<Namespace, Option<NamespaceRow>>,
+}
+
+/// Reads one entry, in a transaction of one statement as long as the file is what it was the last time: the
+/// row `store` and the namespace are then known. The second part is the entry's row, as from [`Store::get`].
+pub(super) fn get_alone(conn: &Conn, key: &EntryKey, now_ms: u64) -> rusqlite::Result<(Read, Option<i64>)> {
+    let db = &conn.db;
+    // Taken out: an error leaves nothing behind.
+    if let Some(Known { version, state, namespaces }) = conn.known.take()
+        && let Some(Some(namespace)) = namespaces.get(key.namespace()).copied()
+    {
+        let mut lookup = statement(db, LOOKUP_SQL)?;
+        let mut rows = lookup.query(params![namespace.id, key.hash64() as i64, &key.as_bytes()[..]])?;
+        // From here on the snapshot is fixed: until the row is left, or, without one, it was all there is to read.
+        let row = rows.next()?;
+        if data_version(db)? == version {
+            let store = Store { db, state, now_ms, namespaces };
+            let found = store.judge_row(namespace, row)?;
+            conn.known.set(Some(Known { version, state, namespaces: store.namespaces }));
+            return Ok(found);
+        }
+    }
+    statement(db, "BEGIN")?.execute([])?;
+    let mut store = Store::load(db, now_ms)?;
+    let found = store.get(key)?;
+    let known = Known { version: data_version(db)?, state: store.state, namespaces: store.namespaces };
+    statement(db, "COMMIT")?.execute([])?;
+    if known.namespaces.len() <= KNOWN_MAX {
+        conn.known.set(Some(known));
+    }
+    Ok(found)
+}
+
+/// A number that changes whenever what this connection reads was changed by another: SQLite's own, by which
+/// it drops its page cache. Of the newest snapshot that the connection has read.
+fn data_version(db: &Connection) -> rusqlite::Result<u32> {
+    let mut version: u32 = 0;
+    // SAFETY: the handle is open as long as `db` is borrowed, and used by this thread alone; this opcode
+    // writes one unsigned int to where the last argument points.
+    let result = unsafe {
+        ffi::sqlite3_file_control(
+            db.handle(),
+            c"main".as_ptr(),
+            ffi::SQLITE_FCNTL_DATA_VERSION,
+            (&raw mut version).cast(),
+        )
+    };
+    if result == ffi::SQLITE_OK {
+        Ok(version)
+    } else {
+        Err(rusqlite::Error::SqliteFailure(ffi::Error::new(result), None))
+    }
 }
 
 /// One transaction's view.
@@ -102,15 +166,23 @@ impl<'c> Store<'c> {
 
     /// Reads an entry if it is valid. The second part is its row, for the eviction to know of the visit.
     pub(super) fn get(&mut self, key: &EntryKey) -> rusqlite::Result<(Read, Option<i64>)> {
+        let Some(namespace) = self.namespace(key.namespace())? else {
+            return Ok((Read { ticket: self.ticket(), found: Err(Miss::Absent) }, None));
+        };
+        let mut lookup = statement(self.db, LOOKUP_SQL)?;
+        let mut rows = lookup.query(params![namespace.id, key.hash64() as i64, &key.as_bytes()[..]])?;
+        self.judge_row(namespace, rows.next()?)
+    }
+
+    /// What a row of [`LOOKUP_SQL`] is worth.
+    fn judge_row(
+        &self,
+        namespace: NamespaceRow,
+        row: Option<&Row<'_>>,
+    ) -> rusqlite::Result<(Read, Option<i64>)> {
         let ticket = self.ticket();
         let missed = |miss| Ok((Read { ticket, found: Err(miss) }, None));
-        let Some(namespace) = self.namespace(key.namespace())? else { return missed(Miss::Absent) };
-        let mut lookup = statement(
-            self.db,
-            "SELECT id, seen, kind, gone_at, stamp, tags, sealed FROM entry WHERE ns = ?1 AND hash = ?2 AND key = ?3",
-        )?;
-        let mut rows = lookup.query(params![namespace.id, key.hash64() as i64, &key.as_bytes()[..]])?;
-        let Some(row) = rows.next()? else { return missed(Miss::Absent) };
+        let Some(row) = row else { return missed(Miss::Absent) };
         let entry = entry_row(row)?;
         if let Some(miss) = self.why_invalid(namespace, &entry)? {
             return missed(miss);

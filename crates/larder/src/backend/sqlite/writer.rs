@@ -5,10 +5,11 @@
 //! back and its operations run one by one, so that only those which fail alone are reported as failed.
 
 use super::Durability;
-use super::fault::{NAME, is_corrupt, to_error};
+use super::fault::{NAME, is_corrupt, kind_on, to_error};
 use super::file::{Conn, DataFile, boot_id};
+use super::inline::Shift;
 use super::queue::{Queue, Queued};
-use super::reclaim::{Limits, Progress, Visited};
+use super::reclaim::{Limits, Progress, SHRINK_STEPS, Visited};
 use super::store::{Place, Store};
 use crate::backend::{Mark, Put, PutOutcome, Removed};
 use crate::clock::Clock;
@@ -16,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Namespace, Pattern};
 use bytes::Bytes;
 use rusqlite::Connection;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -44,7 +46,15 @@ pub(super) enum Op {
     },
     /// The store is over its limit.
     Evict,
+    /// The file is larger than what it holds; so many steps are left.
+    Shrink(u32),
+    /// What a test lets the thread do.
+    #[cfg(test)]
+    Run(Run),
 }
+
+#[cfg(test)]
+pub(super) type Run = Arc<dyn Fn() + Send + Sync>;
 
 /// What it answers.
 #[derive(Clone, Copy)]
@@ -63,7 +73,9 @@ impl Op {
             Op::Discard(..) => "discard",
             Op::Mark(..) => "mark",
             Op::RemoveMatching(..) | Op::RemoveMatchingBelow { .. } => "remove_matching",
-            Op::Sweep { .. } | Op::Evict => "sweep",
+            Op::Sweep { .. } | Op::Evict | Op::Shrink(_) => "sweep",
+            #[cfg(test)]
+            Op::Run(_) => "run",
         }
     }
 }
@@ -101,6 +113,7 @@ pub(super) struct Writer {
     pub(super) visited: Arc<Visited>,
     pub(super) conn: Option<Conn>,
     pub(super) progress: Progress,
+    pub(super) shift: Arc<Shift>,
 }
 
 impl Writer {
@@ -108,7 +121,13 @@ impl Writer {
     pub(super) fn run(mut self) -> Result<()> {
         let abort_if_it_panics = AbortOnDrop(self.queue.clone());
         while let Some(group) = self.queue.pop_many(GROUP_OPS, 1) {
-            self.run_group(group);
+            self.shift.begin();
+            // A panic rolls its group back, as the connection is gone; the next group opens another.
+            if catch_unwind(AssertUnwindSafe(|| self.run_group(group))).is_err() {
+                self.file
+                    .incident("the writer thread panicked; what was not acknowledged was not done", None);
+            }
+            self.shift.end();
         }
         drop(abort_if_it_panics);
         self.close()
@@ -173,6 +192,7 @@ impl Writer {
                 }
                 Err(error) => error,
             };
+            let found = kind_on(&conn.db, &error);
             self.progress.forget();
             if !conn.db.is_autocommit() && conn.db.execute_batch("ROLLBACK").is_err() {
                 // A connection that can't even roll back is not used again.
@@ -184,7 +204,7 @@ impl Writer {
             } else {
                 self.conn = Some(conn);
             }
-            return Err(to_error(name, error));
+            return Err(Error::new(found, name).backend(NAME).source(error));
         }
     }
 
@@ -261,10 +281,25 @@ impl Writer {
                 if !step.is_done {
                     return Ok(Progressed::Left(Op::Sweep { left: left - step.freed, freed }));
                 }
+                if store.is_sparse()? {
+                    self.queue.push_own(Job { op: Op::Shrink(SHRINK_STEPS), answer: None });
+                }
                 Done::Count(freed)
             }
             // Every transaction ends with a step of the eviction.
             Op::Evict => Done::Nothing,
+            Op::Shrink(left) => {
+                store.shrink()?;
+                if *left > 1 && store.is_sparse()? {
+                    return Ok(Progressed::Left(Op::Shrink(left - 1)));
+                }
+                Done::Nothing
+            }
+            #[cfg(test)]
+            Op::Run(run) => {
+                run();
+                Done::Nothing
+            }
         };
         Ok(Progressed::Done(done))
     }
@@ -308,7 +343,7 @@ impl Writer {
     }
 }
 
-/// Fails everybody who waits if the writer panics: nobody hangs.
+/// Fails everybody who waits when the writer is gone, whatever ended it: nobody hangs.
 struct AbortOnDrop(Arc<Queue<Job>>);
 
 impl Drop for AbortOnDrop {
@@ -319,5 +354,7 @@ impl Drop for AbortOnDrop {
 
 /// The error of a caller whose answer never comes.
 pub(super) fn lost(operation: &'static str) -> Error {
-    Error::new(ErrorKind::Unavailable, operation).backend(NAME).message("the thread that serves it has ended")
+    Error::new(ErrorKind::Unavailable, operation)
+        .backend(NAME)
+        .message("the thread that serves it panicked or has ended")
 }
