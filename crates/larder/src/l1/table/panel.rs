@@ -438,3 +438,40 @@ impl Records {
         self.slots.iter().filter(|record| record.bytes != 0 && !record.indexed).count()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sums that a shadow keeps against a walk, under removals, changed weights and a changed limit.
+    #[test]
+    fn shadows_are_bounded_by_weight() {
+        let mut panel = Panel::new(1600, 40_000);
+        let mut rng = fastrand::Rng::with_seed(11);
+        let mut largest = 0;
+        for round in 0..6u32 {
+            let limit = if round < 3 { 40_000 } else { 20_000 };
+            panel.set_weight_max(limit);
+            for _ in 0..if cfg!(miri) { 200 } else { 5000 } {
+                let fingerprint = 1 + (rng.f64().powi(3) * 3000.0) as u32;
+                // Some are heavier than a shadow: those it refuses.
+                let weight = if rng.u32(0..50) == 0 { 5000 } else { 1 + fingerprint % 50 };
+                panel.access(Sample { fingerprint, weight });
+                if rng.u32(0..20) == 0 {
+                    panel.forget(1 + rng.u32(0..3000));
+                }
+            }
+            panel.assert_valid();
+            // A key that came back heavier may stand above the limit until the next one that is taken in.
+            for fingerprint in 10_000..10_050 {
+                panel.access(Sample { fingerprint, weight: 1 });
+            }
+            for lane in &panel.lanes {
+                let weight = lane.weights.iter().sum::<u64>();
+                assert!(weight <= limit / u64::from(panel.rate), "{weight} of {limit} / {}", panel.rate);
+                largest = weight.max(largest);
+            }
+        }
+        assert!(largest > 1000, "the shadows stayed empty: {largest}");
+    }
+}
