@@ -78,7 +78,7 @@ const fn fifo(small: f64, promote_at: u8, retry: bool, keep: bool) -> Knobs {
 }
 
 /// Those that the panel compares; a cache starts with the first. Each leads somewhere: the first on mixed
-/// traces, the second on skewed popularity and loops, the third where accesses come in pairs, and the last,
+/// traces, the second on skewed popularity and loops, the third on scans amid popularity, and the last,
 /// which keeps almost everything in order of age, on recency.
 pub(super) const KNOBS: [Knobs; 4] = [
     admitting(0.2, true, 1),
