@@ -32,7 +32,7 @@ use equivalent::Equivalent;
 use hash::KeyedState;
 use panel::Panel;
 use policy::{KNOBS, Knobs};
-use ring::Ring;
+use ring::{Ring, Sample};
 use shard::{Leaving, State};
 use std::hash::{BuildHasher, Hash};
 
@@ -121,7 +121,7 @@ impl<K: Hash + Eq, V> Table<K, V> {
         let shards = limits.shards.unwrap_or_else(|| shards_for(entries));
         let shards = shards.clamp(1, hash::SHARDS_MAX).next_power_of_two();
         let reserved = entries.min(RESERVE_MAX).div_ceil(shards);
-        let panel = Panel::new(entries);
+        let panel = Panel::new(entries, limits.weight_max);
         Table {
             hasher: hash::keyed_state(limits.seed),
             shards: (0..shards)
@@ -149,13 +149,15 @@ impl<K: Hash + Eq, V> Table<K, V> {
         let hash = self.hasher.hash_one(key);
         let shard = self.shard(hash);
         let fingerprint = hash::fingerprint(hash);
-        let found = {
+        let (found, weight) = {
             let state = shard.state.read();
             let (_, entry) = state.find(fingerprint, key)?;
             entry.touch();
-            read(&entry.value)
+            (read(&entry.value), entry.weight() as u32)
         };
-        if hash::is_sampled(hash, self.rate.load(Ordering::Relaxed)) && shard.ring.push(fingerprint.get()) {
+        if hash::is_sampled(hash, self.rate.load(Ordering::Relaxed))
+            && shard.ring.push(Sample { fingerprint: fingerprint.get(), weight })
+        {
             self.drain(shard, None);
         }
         Some(found)
@@ -190,7 +192,8 @@ impl<K: Hash + Eq, V> Table<K, V> {
             (is_new, gone.any_evicted().then(|| state.len() * self.shards.len()))
         };
         if is_new && hash::is_sampled(hash, self.rate.load(Ordering::Relaxed)) {
-            shard.ring.push(fingerprint.get());
+            let weight = u32::try_from(terms.weight.max(1)).unwrap_or(u32::MAX);
+            shard.ring.push(Sample { fingerprint: fingerprint.get(), weight });
             self.drain(shard, full_at);
         }
         gone.hand_out(out);
@@ -331,6 +334,7 @@ impl<K: Hash + Eq, V> Table<K, V> {
     /// lock, and meanwhile no insert adds to the weight. What is pinned stays, even above the limit.
     pub fn set_weight_max(&self, weight_max: u64, out: &mut impl FnMut(K, V, Gone)) {
         self.weight_max.store(weight_max, Ordering::Relaxed);
+        self.panel.lock().set_weight_max(self.weight_max());
         for (at, shard) in self.shards.iter().enumerate() {
             loop {
                 let mut gone = Leaving::new();
@@ -377,11 +381,11 @@ impl<K: Hash + Eq, V> Table<K, V> {
     #[cold]
     fn drain(&self, shard: &Shard<K, V>, full_at: Option<usize>) {
         let Some(mut panel) = self.panel.try_lock() else { return };
-        shard.ring.drain(|fingerprint| panel.access(fingerprint));
+        shard.ring.drain(|sample| panel.access(sample));
         self.knobs.store(panel.current() as u8, Ordering::Relaxed);
         let made_for = panel.entries();
         if let Some(entries) = full_at.filter(|&entries| entries < made_for / 2 || entries / 2 > made_for) {
-            *panel = Panel::resized(entries, &panel);
+            *panel = Panel::resized(entries, self.weight_max(), &panel);
             self.rate.store(panel.rate(), Ordering::Relaxed);
         }
     }
@@ -391,7 +395,7 @@ impl<K: Hash + Eq, V> Table<K, V> {
         if hash::is_sampled(hash, self.rate.load(Ordering::Relaxed))
             && let Some(mut panel) = self.panel.try_lock()
         {
-            shard.ring.drain(|fingerprint| panel.access(fingerprint));
+            shard.ring.drain(|sample| panel.access(sample));
             panel.forget(hash::fingerprint(hash).get());
         }
     }

@@ -77,16 +77,14 @@ const fn fifo(small: f64, promote_at: u8, retry: bool, keep: bool) -> Knobs {
     }
 }
 
-/// Those that the panel compares; a cache starts with the first. Each leads somewhere: small windows with
-/// admission on skewed popularity and scans, large ones on recency, plain queues on loops.
-pub(super) const KNOBS: [Knobs; 7] = [
-    admitting(0.1, true, 1),
-    admitting(0.7, true, 1),
+/// Those that the panel compares; a cache starts with the first. Each leads somewhere: the first on mixed
+/// traces, the second on skewed popularity and loops, the third on scans amid popularity, and the last,
+/// which keeps almost everything in order of age, on recency.
+pub(super) const KNOBS: [Knobs; 4] = [
+    admitting(0.2, true, 1),
     admitting(0.003, false, 3),
-    admitting(0.1, false, 1),
-    fifo(0.02, 2, false, false),
-    fifo(0.3, 1, false, true),
-    fifo(0.4, 2, true, false),
+    fifo(0.1, 1, false, false),
+    fifo(0.7, 1, false, true),
 ];
 
 /// The share of probation and protected that protected may fill where keys are admitted by frequency.
