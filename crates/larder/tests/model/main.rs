@@ -187,6 +187,7 @@ impl World {
             Arc::new(MemoryBackend::new(MemoryOptions { clock, ..MemoryOptions::default() }))
         };
         let mut faulty = None;
+        #[cfg_attr(not(feature = "sqlite"), allow(unused_mut, reason = "only SQLite has a folder"))]
         let mut folder = None;
         let tiers: Vec<Arc<dyn Backend>> = match setup.below {
             Below::Nothing => Vec::new(),
