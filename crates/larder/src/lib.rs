@@ -13,6 +13,7 @@ pub mod error;
 pub mod key;
 mod l1;
 pub mod options;
+pub mod pressure;
 mod rules;
 mod runtime;
 pub mod stamp;
@@ -35,5 +36,6 @@ pub use l1::EvictReason;
 #[doc = include_str!("cached.md")]
 pub use larder_macros::cached;
 pub use options::EntryOptions;
+pub use pressure::MemoryPressure;
 pub use stats::{Evicted, Stats, TierStats};
 pub use tier::TierOptions;

@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::Namespace;
 use crate::l1::{EvictReason, L1, Limits, OnEvict};
 use crate::options::EntryOptions;
+use crate::pressure::{MemoryPressure, Watch};
 use crate::stamp::StampClock;
 use crate::stats::Counters;
 use crate::tier::{Tier, TierOptions};
@@ -39,6 +40,7 @@ pub struct Builder<K, V> {
     flights_max: usize,
     waiters_max: usize,
     on_evict: Option<OnEvict<K, V>>,
+    pressure: Option<MemoryPressure>,
 }
 
 impl<K: Key, V: Value> Builder<K, V> {
@@ -58,6 +60,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             flights_max: 10_000,
             waiters_max: 100_000,
             on_evict: None,
+            pressure: None,
         }
     }
 
@@ -83,6 +86,23 @@ impl<K: Key, V: Value> Builder<K, V> {
     ) -> Self {
         self.bytes_max = Some(bytes_max);
         self.weigh = Some(Arc::new(weigh));
+        self
+    }
+
+    /// Lets L1 shrink while the memory that the process may use runs short, and grow back afterwards. Default:
+    /// off, because a cache that is emptied while its source is busy is a risk to be chosen.
+    ///
+    /// ```
+    /// use larder::pressure::{Cgroup, MemoryPressure};
+    ///
+    /// let mut builder = larder::Cache::<u64, String>::builder();
+    /// if let Some(cgroup) = Cgroup::of_this_process() {
+    ///     builder = builder.memory_pressure(MemoryPressure::new(cgroup));
+    /// }
+    /// # builder.build().unwrap();
+    /// ```
+    pub fn memory_pressure(mut self, pressure: MemoryPressure) -> Self {
+        self.pressure = Some(pressure);
         self
     }
 
@@ -156,6 +176,9 @@ impl<K: Key, V: Value> Builder<K, V> {
                     .message(format!("{setting} is 0; at least 1 is allowed")));
             }
         }
+        if let Some(fault) = self.pressure.as_ref().and_then(MemoryPressure::fault) {
+            return Err(Error::new(ErrorKind::Config, "build").message(fault));
+        }
         let format = self.make_format.map(|make| make(self.envelope)).transpose()?;
         let limits = Limits { entries_max: self.entries_max, bytes_max: self.bytes_max };
         let clock = self.clock;
@@ -180,7 +203,7 @@ impl<K: Key, V: Value> Builder<K, V> {
         });
         // The first reading starts the coarse clock's thread, which no hit should have to do.
         shared.clock.coarse_ms();
-        super::maintain::start(&shared);
+        super::maintain::start(&shared, self.pressure.map(Watch::new));
         let space = shared.space(&self.namespace);
         Ok(Cache { shared, space, defaults: Arc::new(self.defaults) })
     }
