@@ -14,6 +14,7 @@ pub mod guard;
 pub mod key;
 mod l1;
 pub mod options;
+pub mod pressure;
 pub mod request;
 mod rules;
 mod runtime;
@@ -39,5 +40,6 @@ pub use l1::EvictReason;
 #[doc = include_str!("cached.md")]
 pub use larder_macros::cached;
 pub use options::EntryOptions;
+pub use pressure::MemoryPressure;
 pub use stats::{Evicted, Stats, TierStats};
 pub use tier::TierOptions;

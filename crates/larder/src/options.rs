@@ -35,6 +35,11 @@ pub struct EntryOptions {
     /// A hit in L1 makes an entry fresh there for another TTL. Tiers below keep the time that it was written
     /// with. Default: off.
     pub is_sliding: bool,
+    /// L1 never evicts the value to make room: it stays until it expires, is removed or is replaced without
+    /// this. Where pinned values fill L1's part for a key, further ones are refused with
+    /// [`Written::Refused`](crate::Written::Refused) or, after a load, not kept: the limit holds always. Default:
+    /// off.
+    pub is_pinned: bool,
     /// For how long after its TTL an entry is served at once while one refresh runs. Default: 0, because
     /// a caller that gets an old value must have agreed to it.
     #[serde(with = "seconds")]
@@ -75,6 +80,7 @@ impl Default for EntryOptions {
             ttl: Duration::from_secs(300),
             ttl_jitter: 0.0,
             is_sliding: false,
+            is_pinned: false,
             stale_while_revalidate: Duration::ZERO,
             stale_on_error: Duration::ZERO,
             stale_on_error_throttle: Duration::from_secs(10),
@@ -115,6 +121,13 @@ impl EntryOptions {
     #[must_use]
     pub fn sliding(mut self) -> Self {
         self.is_sliding = true;
+        self
+    }
+
+    /// Sets [`is_pinned`](Self#structfield.is_pinned).
+    #[must_use]
+    pub fn pinned(mut self) -> Self {
+        self.is_pinned = true;
         self
     }
 

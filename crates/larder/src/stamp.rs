@@ -29,6 +29,15 @@ impl Stamp {
         Stamp { time: (wall_ms.min((1 << 48) - 1) << 16) | u64::from(counter), node }
     }
 
+    /// Wall clock and counter in one number, and the node: for a structure that has no room for padding.
+    pub(crate) fn parts(self) -> (u64, u32) {
+        (self.time, self.node)
+    }
+
+    pub(crate) fn from_parts(time: u64, node: u32) -> Self {
+        Stamp { time, node }
+    }
+
     /// The 12 bytes, big-endian, whose order is the stamps' order.
     pub fn to_bytes(self) -> [u8; 12] {
         let mut bytes = [0; 12];

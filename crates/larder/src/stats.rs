@@ -62,8 +62,12 @@ impl Count {
 }
 
 thread_local! {
-    static LANE: Lease = const { Lease(Cell::new(usize::MAX)) };
+    /// The thread's lane. Apart from the lease, because what has a destructor is slower to reach.
+    static LANE: Cell<usize> = const { Cell::new(NO_LANE) };
+    static LEASE: Lease = const { Lease(Cell::new(SHARED_LANE)) };
 }
+
+const NO_LANE: usize = usize::MAX;
 
 /// A thread's lane, given back when the thread ends.
 struct Lease(Cell<usize>);
@@ -73,13 +77,21 @@ static LEASED: AtomicU32 = AtomicU32::new(1 << SHARED_LANE);
 
 #[inline]
 fn lane() -> usize {
+    match LANE.get() {
+        NO_LANE => take_lane(),
+        lane => lane,
+    }
+}
+
+#[cold]
+fn take_lane() -> usize {
     // A thread that is ending, and has given its lane back, shares.
-    LANE.try_with(|lease| if lease.0.get() == usize::MAX { lease.take() } else { lease.0.get() })
-        .unwrap_or(SHARED_LANE)
+    let lane = LEASE.try_with(Lease::take).unwrap_or(SHARED_LANE);
+    LANE.set(lane);
+    lane
 }
 
 impl Lease {
-    #[cold]
     fn take(&self) -> usize {
         let mut lane = SHARED_LANE;
         // Acquire and release: the counts of the thread that had the lane before are this one's to add to.
@@ -97,6 +109,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let lane = self.0.get();
         if lane < SHARED_LANE {
+            LANE.set(SHARED_LANE);
             LEASED.fetch_and(!(1 << lane), Release);
         }
     }
@@ -109,17 +122,43 @@ impl Counters {
 
     #[inline]
     pub(crate) fn add(&self, count: Count) {
-        let lane = lane();
-        let counter = &self.lanes[lane].0[count as usize];
-        if lane == SHARED_LANE {
+        self.mine().add(count);
+    }
+
+    /// The calling thread's lane, for a caller that needs it twice.
+    #[inline]
+    pub(crate) fn mine(&self) -> Mine<'_> {
+        let lane = lane().min(SHARED_LANE);
+        Mine { lane: &self.lanes[lane], is_shared: lane == SHARED_LANE }
+    }
+
+    pub(crate) fn total(&self, count: Count) -> u64 {
+        self.lanes.iter().map(|lane| lane.0[count as usize].load(Relaxed)).sum()
+    }
+}
+
+/// A lane, as the thread sees it that writes it.
+#[derive(Clone, Copy)]
+pub(crate) struct Mine<'a> {
+    lane: &'a Lane,
+    is_shared: bool,
+}
+
+impl Mine<'_> {
+    #[inline]
+    pub(crate) fn add(self, count: Count) {
+        let counter = &self.lane.0[count as usize];
+        if self.is_shared {
             counter.fetch_add(1, Relaxed);
         } else {
             counter.store(counter.load(Relaxed) + 1, Relaxed);
         }
     }
 
-    pub(crate) fn total(&self, count: Count) -> u64 {
-        self.lanes.iter().map(|lane| lane.0[count as usize].load(Relaxed)).sum()
+    /// What the lane counted so far.
+    #[inline]
+    pub(crate) fn count(self, count: Count) -> u64 {
+        self.lane.0[count as usize].load(Relaxed)
     }
 }
 
@@ -171,6 +210,8 @@ pub struct Stats {
     pub tenant_refused: u64,
     /// Entries that left L1, by reason.
     pub evicted: Evicted,
+    /// Entries that left L1 to make room in a cache with tiers, which go on having them.
+    pub demotions: u64,
     /// Entries in L1 now.
     pub entries: u64,
     /// The weight of L1 now: bytes where a limit in bytes is set, else entries.

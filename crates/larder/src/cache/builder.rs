@@ -11,6 +11,7 @@ use crate::guard::GuardOptions;
 use crate::key::{EntryKey, Namespace};
 use crate::l1::{EvictReason, L1, Limits, OnEvict, Space};
 use crate::options::EntryOptions;
+use crate::pressure::{MemoryPressure, Watch};
 use crate::stamp::StampClock;
 use crate::stats::Counters;
 use crate::tenant::TenantFrom;
@@ -45,6 +46,7 @@ pub struct Builder<K, V> {
     on_discard: Option<OnDiscard>,
     tag_ttls_max: HashMap<Box<str>, Duration>,
     tenants: Option<TenantFrom>,
+    pressure: Option<MemoryPressure>,
 }
 
 impl<K: Key, V: Value> Builder<K, V> {
@@ -67,6 +69,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             on_discard: None,
             tag_ttls_max: HashMap::new(),
             tenants: None,
+            pressure: None,
         }
     }
 
@@ -92,6 +95,23 @@ impl<K: Key, V: Value> Builder<K, V> {
     ) -> Self {
         self.bytes_max = Some(bytes_max);
         self.weigh = Some(Arc::new(weigh));
+        self
+    }
+
+    /// Lets L1 shrink while the memory that the process may use runs short, and grow back afterwards. Default:
+    /// off, because a cache that is emptied while its source is busy is a risk to be chosen.
+    ///
+    /// ```
+    /// use larder::pressure::{Cgroup, MemoryPressure};
+    ///
+    /// let mut builder = larder::Cache::<u64, String>::builder();
+    /// if let Some(cgroup) = Cgroup::of_this_process() {
+    ///     builder = builder.memory_pressure(MemoryPressure::new(cgroup));
+    /// }
+    /// # builder.build().unwrap();
+    /// ```
+    pub fn memory_pressure(mut self, pressure: MemoryPressure) -> Self {
+        self.pressure = Some(pressure);
         self
     }
 
@@ -200,6 +220,9 @@ impl<K: Key, V: Value> Builder<K, V> {
                     .message(format!("{setting} is 0; at least 1 is allowed")));
             }
         }
+        if let Some(fault) = self.pressure.as_ref().and_then(MemoryPressure::fault) {
+            return Err(Error::new(ErrorKind::Config, "build").message(fault));
+        }
         let format = self.make_format.map(|make| make(self.envelope)).transpose()?;
         let limits = Limits { entries_max: self.entries_max, bytes_max: self.bytes_max };
         for (_, options) in &self.tiers {
@@ -231,7 +254,7 @@ impl<K: Key, V: Value> Builder<K, V> {
         });
         // The first reading starts the coarse clock's thread, which no hit should have to do.
         shared.clock.coarse_ms();
-        super::maintain::start(&shared);
+        super::maintain::start(&shared, self.pressure.map(Watch::new));
         let space = match shared.tenants {
             Some(_) => Arc::new(Space::unbound(self.namespace)),
             None => shared.space(&self.namespace),

@@ -1,7 +1,8 @@
 //! What happens in the background: tiers come back, what is expired is freed, and the end.
 
 use super::{Cache, Key, Shared, Value};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pressure::Watch;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -19,20 +20,29 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Starts the maintenance of a cache; it ends when the last clone is dropped.
 #[cfg(not(larder_shuttle))]
-pub(super) fn start<K: Key, V: Value>(shared: &Arc<Shared<K, V>>) {
+pub(super) fn start<K: Key, V: Value>(shared: &Arc<Shared<K, V>>, watch: Option<Watch>) {
     // On larder's own runtime: a cache in a static outlives the runtimes of tests that use it.
-    drop(crate::runtime::own().spawn(maintain(Arc::downgrade(shared), shared.clock.clone())));
+    drop(crate::runtime::own().spawn(maintain(Arc::downgrade(shared), shared.clock.clone(), watch)));
 }
 
 #[cfg(larder_shuttle)]
-pub(super) fn start<K: Key, V: Value>(_: &Arc<Shared<K, V>>) {}
+pub(super) fn start<K: Key, V: Value>(_: &Arc<Shared<K, V>>, _: Option<Watch>) {}
 
 #[cfg_attr(larder_shuttle, expect(dead_code, reason = "schedules call its parts themselves"))]
-async fn maintain<K: Key, V: Value>(shared: Weak<Shared<K, V>>, clock: crate::clock::Clock) {
+async fn maintain<K: Key, V: Value>(
+    shared: Weak<Shared<K, V>>,
+    clock: crate::clock::Clock,
+    mut watch: Option<Watch>,
+) {
     let mut ticks = 0;
     loop {
         clock.sleep(RECOVER_EVERY).await;
         let Some(shared) = shared.upgrade() else { return };
+        if let Some(watch) = &mut watch
+            && !shared.l1.squeeze(watch.share())
+        {
+            tracing::warn!("memory runs short, and what is pinned in L1 does not fit a lower limit");
+        }
         shared.recover().await;
         shared.l1.expire(clock.mono_ms(), EXPIRE_STEPS);
         ticks += 1;
@@ -100,6 +110,24 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// Those of a tier.
     pub async fn sweep(&self) -> Result<u64> {
         self.shared.sweep().await
+    }
+
+    /// Changes the limit of L1, over all namespaces: in bytes where the cache was built with
+    /// [`bytes_max`](super::Builder::bytes_max), else in entries. With both limits, that on entries moves in
+    /// proportion. What exceeds a lower limit is evicted before this returns; the memory of the table itself
+    /// is kept for when it grows again. Readers and writers go on meanwhile.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for 0, and where pinned values don't fit; the limit then stays.
+    pub fn resize(&self, weight_max: u64) -> Result<()> {
+        let refused = |message: String| Err(Error::new(ErrorKind::Config, "resize").message(message));
+        if weight_max == 0 {
+            return refused("weight_max is 0; at least 1 is allowed".to_owned());
+        }
+        if !self.shared.l1.resize(weight_max) {
+            return refused(format!("weight_max is {weight_max}; less than what is pinned is not allowed"));
+        }
+        Ok(())
     }
 
     /// Tries at once to bring back tiers that are set aside. Happens by itself every second.

@@ -171,13 +171,15 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// What was counted so far, over all namespaces.
     pub fn stats(&self) -> Stats {
         let shared = &self.shared;
+        let counted = shared.counters.snapshot();
         Stats {
+            demotions: if shared.tiers.is_empty() { 0 } else { counted.evicted.size },
             entries: shared.l1.len(),
             weight: shared.l1.weight(),
             weight_max: shared.l1.weight_max(),
             flights: shared.flights.under_way() as u64,
             tiers: shared.tiers.iter().map(Tier::stats).collect(),
-            ..shared.counters.snapshot()
+            ..counted
         }
     }
 

@@ -67,11 +67,14 @@ impl<V> std::fmt::Debug for Hit<V> {
 pub(super) enum Step<V> {
     /// Serve this; `None` is a remembered absence.
     Serve(Option<V>),
-    /// Serve this and refresh in the background.
-    Refresh(Seen<V>),
+    /// Serve this and refresh in the background. Boxed, so that what a hit returns is small.
+    Refresh(Box<Seen<V>>),
     /// Nothing may be served yet; the stale entry may be, should the load fail.
-    Load(Option<Seen<V>>),
+    Load(Option<Box<Seen<V>>>),
 }
+
+/// An entry that is not simply fresh.
+type Aged<V> = (Freshness, Seen<V>);
 
 impl<K: Key, V: Value> Cache<K, V> {
     /// The fresh value of a key in L1, without asking the tiers. Never waits.
@@ -121,7 +124,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let shared = &this.shared;
         let now = shared.now();
         let in_l1 = shared.l1.get(&this.space, key, |resident| {
-            resident.touch(now.mono_ms);
+            resident.touch(now.mono_ms, fastrand::u64(..));
             // Before the copy is taken, since it slides what slides.
             let freshness = resident.freshness(now.mono_ms, &this.defaults);
             (freshness, resident.seen(now), resident.fresh_ms_left(now.mono_ms))
@@ -410,8 +413,9 @@ impl<K: Key, V: Value> Shared<K, V> {
         Q: Hash + Eq + ?Sized,
     {
         let now_ms = self.clock.coarse_ms();
+        let counters = self.counters.mine();
         let fresh = self.l1.get(space, key, |resident| {
-            resident.touch(now_ms);
+            resident.touch(now_ms, counters.count(Count::Hit));
             let is_fresh = resident.is_plain(now_ms)
                 || matches!(
                     resident.freshness(self.clock.mono_ms(), options),
@@ -420,7 +424,7 @@ impl<K: Key, V: Value> Shared<K, V> {
             is_fresh.then(|| resident.value.clone())
         });
         let fresh = fresh.flatten();
-        self.counters.add(match fresh {
+        counters.add(match fresh {
             Some(Some(_)) => Count::Hit,
             Some(None) => Count::HitNegative,
             None => Count::Miss,
@@ -436,36 +440,42 @@ impl<K: Key, V: Value> Shared<K, V> {
         Q: Hash + Eq + ?Sized,
     {
         let now_ms = self.clock.coarse_ms();
+        let counters = self.counters.mine();
         let found = self.l1.get(space, key, |resident| {
-            resident.touch(now_ms);
             if resident.is_plain(now_ms) {
+                resident.touch(now_ms, counters.count(Count::Hit));
                 Ok(resident.value.clone())
             } else {
-                Err(self.weigh_up(resident, options))
+                self.weigh_up(resident, options)
             }
         });
         match found {
             Some(Ok(value)) => {
-                self.counters.add(if value.is_some() { Count::Hit } else { Count::HitNegative });
+                counters.add(if value.is_some() { Count::Hit } else { Count::HitNegative });
                 Step::Serve(value)
             }
-            Some(Err((freshness, seen))) => self.step(space, key, freshness, seen),
+            Some(Err(aged)) => self.step(space, key, *aged),
             None => {
-                self.counters.add(Count::Miss);
+                counters.add(Count::Miss);
                 Step::Load(None)
             }
         }
     }
 
+    /// The value, if it is fresh and nothing else is to be done; else what is to be decided by.
     #[cold]
-    fn weigh_up(&self, resident: &Resident<V>, options: &EntryOptions) -> (Freshness, Seen<V>) {
+    fn weigh_up(&self, resident: &Resident<V>, options: &EntryOptions) -> Result<Option<V>, Box<Aged<V>>> {
         let now = self.now();
-        (resident.freshness(now.mono_ms, options), resident.seen(now))
+        resident.touch(now.mono_ms, fastrand::u64(..));
+        match resident.freshness(now.mono_ms, options) {
+            Freshness::Fresh => Ok(resident.value.clone()),
+            freshness => Err(Box::new((freshness, resident.seen(now)))),
+        }
     }
 
     /// The slow half of [`look`](Self::look): something about the entry's time is to be decided.
     #[cold]
-    fn step<Q>(&self, space: &Space, key: &Q, freshness: Freshness, seen: Seen<V>) -> Step<V>
+    fn step<Q>(&self, space: &Space, key: &Q, (freshness, seen): Aged<V>) -> Step<V>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
@@ -478,8 +488,8 @@ impl<K: Key, V: Value> Shared<K, V> {
         });
         match freshness {
             Freshness::Fresh | Freshness::Throttled => Step::Serve(seen.value),
-            Freshness::RefreshDue | Freshness::Revalidate => Step::Refresh(seen),
-            Freshness::OnError => Step::Load(Some(seen)),
+            Freshness::RefreshDue | Freshness::Revalidate => Step::Refresh(Box::new(seen)),
+            Freshness::OnError => Step::Load(Some(Box::new(seen))),
             Freshness::Gone => {
                 self.l1.evict(space, key, seen.meta.stamp, EvictReason::Expired);
                 Step::Load(None)

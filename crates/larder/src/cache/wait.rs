@@ -28,12 +28,13 @@ impl<K: Key, V: Value> Cache<K, V> {
             Step::Serve(value) => Ok(value),
             Step::Refresh(seen) => {
                 let value = seen.value.clone();
-                self.refresh(key, source, options, seen);
+                self.refresh(key, source, options, *seen);
                 Ok(value)
             }
-            Step::Load(stale) => {
-                Ok(self.wait(key, source, options, stale, Mode::Fill).await?.and_then(|answer| answer.value))
-            }
+            Step::Load(stale) => Ok(self
+                .wait(key, source, options, stale.map(|seen| *seen), Mode::Fill)
+                .await?
+                .and_then(|answer| answer.value)),
         }
     }
 
@@ -203,9 +204,9 @@ impl<K: Key, V: Value> Cache<K, V> {
                     Step::Serve(value) => (None, Some(value)),
                     Step::Refresh(seen) => {
                         let value = seen.value.clone();
-                        (Some(seen), Some(value))
+                        (Some(*seen), Some(value))
                     }
-                    Step::Load(stale) => (stale, None),
+                    Step::Load(stale) => (stale.map(|seen| *seen), None),
                 },
             };
             let is_served = served.is_some();

@@ -31,6 +31,9 @@ pub enum Written {
     Local,
     /// Another set of the same key ran at the same time and is the later one.
     Superseded,
+    /// L1 has no room for it, because it is too heavy or the rest is pinned, and there is no tier that has it
+    /// for certain. What was there before is removed.
+    Refused,
     /// The TTL is 0: nothing is stored, and what was there is removed.
     NotStored,
 }
@@ -330,6 +333,8 @@ impl<K: Key, V: Value> Shared<K, V> {
                     }
                     return Ok(match in_l1 {
                         Written::Stored if is_local => Written::Local,
+                        // The tiers have it: a read promotes it as far as there is room.
+                        Written::Refused if !is_local => Written::Stored,
                         other => other,
                     });
                 }
@@ -373,6 +378,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         match self.publish(space, &item.key, (Some(item.value), meta, 0), ticket, options) {
             // Refused by L1's own fences, it is in the tiers all the same, and a miss here.
             Published::Stored | Published::Fenced => Written::Stored,
+            Published::TooLarge => Written::Refused,
             Published::Older(_) => {
                 self.counters.add(Count::SetSuperseded);
                 Written::Superseded

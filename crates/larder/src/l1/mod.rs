@@ -7,7 +7,7 @@ mod resident;
 #[allow(unreachable_pub, reason = "larder-bench reaches it through `unstable-table`")]
 #[cfg_attr(
     not(feature = "unstable-table"),
-    allow(dead_code, reason = "pins and limits that change come later")
+    allow(dead_code, reason = "the benchmarks and tests ask for more than the cache does")
 )]
 pub mod table;
 
@@ -20,6 +20,7 @@ use crate::options::EntryOptions;
 use crate::rules::{Rule, holds};
 use crate::stamp::Stamp;
 use crate::stats::{Count, Counters};
+use crate::sync::Mutex;
 use equivalent::Equivalent;
 use fence::Fences;
 use std::borrow::Borrow;
@@ -41,8 +42,19 @@ pub enum EvictReason {
     Removed,
     /// One of its tags or its namespace was removed.
     Invalidated,
-    /// It was never admitted: it is heavier than the cache allows one entry to be.
+    /// It was never admitted: it is heavier than the cache allows one entry to be, or what is pinned leaves
+    /// no room for it.
     TooLarge,
+}
+
+impl From<Gone> for EvictReason {
+    fn from(gone: Gone) -> Self {
+        match gone {
+            Gone::Replaced => EvictReason::Replaced,
+            Gone::Evicted => EvictReason::Size,
+            Gone::TooHeavy => EvictReason::TooLarge,
+        }
+    }
 }
 
 /// Called for each value that leaves L1, on the thread that caused it, with no lock held.
@@ -82,6 +94,7 @@ struct Lookup<'a, Q: ?Sized> {
 }
 
 impl<K: Hash> Hash for Slot<K> {
+    #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.space);
         self.key.hash(state);
@@ -89,6 +102,7 @@ impl<K: Hash> Hash for Slot<K> {
 }
 
 impl<Q: Hash + ?Sized> Hash for Lookup<'_, Q> {
+    #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.space);
         self.key.hash(state);
@@ -114,8 +128,16 @@ pub(crate) struct L1<K, V> {
     /// The least that an entry weighs: with limits on both entries and bytes, a share of the bytes that
     /// makes the entries' limit hold as well.
     weight_min: u64,
+    limit: Mutex<Limit>,
     on_evict: Option<OnEvict<K, V>>,
     counters: Arc<Counters>,
+}
+
+/// The limit that was asked for, and the share of it that memory pressure leaves.
+#[derive(Clone, Copy)]
+struct Limit {
+    asked: u64,
+    share: f64,
 }
 
 /// A value on its way into L1.
@@ -144,6 +166,8 @@ pub(crate) enum Published {
     Stored,
     Fenced,
     Older(Stamp),
+    /// Heavier than its part of the limit less what is pinned there.
+    TooLarge,
 }
 
 impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
@@ -160,7 +184,8 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
             seed: None,
         });
         let weight_min = limits.bytes_max.map_or(1, |bytes| bytes.div_ceil(limits.entries_max).max(1));
-        L1 { table, fences: Fences::new(inc), weight_min, on_evict, counters }
+        let limit = Mutex::new(Limit { asked: table.weight_max(), share: 1.0 });
+        L1 { table, fences: Fences::new(inc), weight_min, limit, on_evict, counters }
     }
 
     /// A ticket for a read, load or set that begins now.
@@ -180,7 +205,7 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
             if resident.checked() >= marker_pos || self.is_valid(space, resident, marker_pos) {
                 Ok(read(resident))
             } else {
-                Err(resident.stamp)
+                Err(resident.stamp())
             }
         });
         match found? {
@@ -218,7 +243,7 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
     pub(crate) fn throttle(&self, space: &Space, key: &K, stamp: Stamp, now: Now, retry_at_ms: u64) -> bool {
         let _guard = self.fences.lock(self.table.hash(&Lookup { space: space.id, key }));
         let throttled = self.peek(space, key, |resident| {
-            let is_same = resident.stamp == stamp && !resident.is_gone(now.mono_ms);
+            let is_same = resident.stamp() == stamp && !resident.is_gone(now.mono_ms);
             if is_same {
                 resident.throttle(retry_at_ms);
             }
@@ -242,7 +267,7 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
     pub(crate) fn is_current(&self, space: &Space, key: &K, stamp: Stamp, now: Now) -> bool {
         // A removal counts first and deletes then: without the guard, its entry could be met in between.
         let _guard = self.fences.lock(self.table.hash(&Lookup { space: space.id, key }));
-        let is_it = |resident: &Resident<V>| resident.stamp == stamp && !resident.is_gone(now.mono_ms);
+        let is_it = |resident: &Resident<V>| resident.stamp() == stamp && !resident.is_gone(now.mono_ms);
         self.peek(space, key, is_it).unwrap_or(false)
     }
 
@@ -261,9 +286,9 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
         let ticket = ticket.unwrap_or_else(|| self.fences.ticket());
         let meets_set = self.table.peek(&lookup, |there| {
             let is_ordered = there.kind == EntryKind::Set
-                && !there.stamp.is_distrusted(now.wall_ms)
+                && !there.stamp().is_distrusted(now.wall_ms)
                 && self.fences.invalid(&space.namespace, there.tags(), there.checked()).is_none();
-            is_ordered.then_some(there.stamp)
+            is_ordered.then_some(there.stamp())
         });
         let meets_set = meets_set.flatten();
         if let (EntryKind::Set, Some(later)) = (meta.kind, meets_set.filter(|&there| there >= meta.stamp))
@@ -285,29 +310,56 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
             self.report_one(removed, EvictReason::Replaced);
             return Published::Fenced;
         };
+        // An absence is never worth room that others can't have.
+        let pin = if options.is_pinned && value.is_some() { Pin::Pinned } else { Pin::Evictable };
         let resident = Resident::new(value, &meta, seen, options, now, from_tier);
-        let terms = Terms {
-            weight: weight.max(self.weight_min),
-            expires_at_ms: resident.expires_at_ms(),
-            pin: Pin::Evictable,
-        };
+        let terms =
+            Terms { weight: weight.max(self.weight_min), expires_at_ms: resident.expires_at_ms(), pin };
         let slot = Slot { space: space.id, key: key.clone() };
         let mut gone = Vec::new();
         self.table
             .insert(slot, resident, terms, &mut |slot, resident, reason| gone.push((slot, resident, reason)));
         drop(guard);
+        let mut published = Published::Stored;
         for (slot, resident, reason) in gone {
-            self.report(
-                &slot.key,
-                &resident,
-                match reason {
-                    Gone::Replaced => EvictReason::Replaced,
-                    Gone::Evicted => EvictReason::Size,
-                    Gone::TooHeavy => EvictReason::TooLarge,
-                },
-            );
+            if reason == Gone::TooHeavy {
+                published = Published::TooLarge;
+            }
+            self.report(&slot.key, &resident, reason.into());
         }
-        Published::Stored
+        published
+    }
+
+    /// Changes the limit, in the unit of its weights; false if what is pinned does not fit.
+    pub(crate) fn resize(&self, weight_max: u64) -> bool {
+        self.limit_to(|limit| limit.asked = weight_max)
+    }
+
+    /// Leaves L1 a share of the limit that was asked for; false if what is pinned does not fit.
+    pub(crate) fn squeeze(&self, share: f64) -> bool {
+        self.limit_to(|limit| limit.share = share)
+    }
+
+    fn limit_to(&self, change: impl FnOnce(&mut Limit)) -> bool {
+        {
+            let mut limit = self.limit.lock();
+            let mut changed = *limit;
+            change(&mut changed);
+            let weight_max = (changed.asked as f64 * changed.share).max(1.0) as u64;
+            // Exactly what was asked for, also above the 53 bits of a fraction.
+            let weight_max = if changed.share < 1.0 { weight_max } else { changed.asked };
+            let is_same = weight_max == self.table.weight_max();
+            if !is_same && !self.table.try_set_weight_max(weight_max) {
+                return false;
+            }
+            *limit = changed;
+            if is_same {
+                return true;
+            }
+        }
+        // The listener may change the limit as well, so no lock is held.
+        self.table.shrink(&mut |slot, resident, reason| self.report(&slot.key, &resident, reason.into()));
+        true
     }
 
     /// Removes a key; returns whether a valid value was there.
@@ -350,7 +402,7 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let removed = self.table.remove_if(&Lookup { space: space.id, key }, |there| there.stamp == stamp);
+        let removed = self.table.remove_if(&Lookup { space: space.id, key }, |there| there.stamp() == stamp);
         self.report_one(removed, reason);
     }
 

@@ -4,29 +4,34 @@ use crate::clock::NEVER_MS;
 use crate::entry::{EntryKind, Meta, Tags};
 use crate::options::EntryOptions;
 use crate::stamp::Stamp;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// A value in L1. Times are monotonic milliseconds, so that no jump of the wall clock moves them.
 ///
-/// Most entries have a TTL and nothing else; what a few need is boxed, so that the others cost 56 bytes
-/// beside their value. The atomics are not shuttle's: none of them decides whether an entry is valid,
-/// except `checked`, which only ever holds a position that its entry was found valid at.
+/// Most entries have a TTL and nothing else; what a few need is boxed, so that the others cost 48 bytes
+/// beside their value. The order is that of the declaration: what a hit reads stands together at the end,
+/// beside the key, so that it spans fewer cache lines. The atomics are not shuttle's: none of them decides
+/// whether an entry is valid, except `checked`, which only ever holds a position that its entry was found
+/// valid at.
+#[repr(C)]
 pub(crate) struct Resident<V> {
-    /// `None`: a remembered absence.
-    pub(crate) value: Option<V>,
-    /// Before this moment a hit has nothing to decide. Without details, the end of freshness and the end
-    /// of the entry.
-    plain_until: AtomicU64,
-    /// The position up to which it was found valid: where it was written, or a later marker's.
-    checked: AtomicU64,
-    pub(crate) stamp: Stamp,
+    details: Option<Box<Details>>,
+    stamp_time: u64,
+    stamp_node: u32,
     /// When last read, in units of 1.024 s of the monotonic clock.
     accessed: AtomicU32,
-    accesses: AtomicU32,
+    /// How often it was read, in the code of [`Resident::touch`].
+    accesses: AtomicU16,
     pub(crate) kind: EntryKind,
     /// Which tier it came from: 0 for a load or set of this process, else the tier's position from 1.
     pub(crate) from_tier: u8,
-    details: Option<Box<Details>>,
+    /// Before this moment a hit has nothing to decide. Without details, the end of freshness and the end
+    /// of the entry.
+    plain_until: u64,
+    /// The position up to which it was found valid: where it was written, or a later marker's.
+    checked: AtomicU64,
+    /// `None`: a remembered absence.
+    pub(crate) value: Option<V>,
 }
 
 /// What only some entries have.
@@ -68,7 +73,11 @@ pub(crate) struct Now {
 }
 
 /// Up to this count accesses are exact; above, ever fewer are counted, each for more.
-const EXACT_ACCESSES: u32 = 256;
+const EXACT_ACCESSES: u16 = 256;
+/// Codes for each doubling of the count above that.
+const CODES_PER_DOUBLING: u16 = 128;
+/// The code of the highest count, 2^32 and a little less.
+const ACCESSES_MAX: u16 = EXACT_ACCESSES + 24 * CODES_PER_DOUBLING - 1;
 /// `-ln(u)` exceeds this with a probability of 1e-14: before, no early refresh is drawn.
 const XFETCH_REACH: f64 = 32.0;
 
@@ -114,23 +123,25 @@ impl<V> Resident<V> {
                 tags: meta.tags.clone(),
             })
         });
+        let (stamp_time, stamp_node) = meta.stamp.parts();
         Resident {
-            value,
-            plain_until: AtomicU64::new(plain_until(fresh_until, ttl_ms, meta.load_ms, options)),
-            checked: AtomicU64::new(checked),
-            stamp: meta.stamp,
+            details,
+            stamp_time,
+            stamp_node,
             accessed: AtomicU32::new((now.mono_ms >> 10) as u32),
-            accesses: AtomicU32::new(0),
+            accesses: AtomicU16::new(0),
             kind: meta.kind,
             from_tier,
-            details,
+            plain_until: plain_until(fresh_until, ttl_ms, meta.load_ms, options),
+            checked: AtomicU64::new(checked),
+            value,
         }
     }
 
     /// Whether it is fresh and nothing else is to be decided.
     #[inline]
     pub(crate) fn is_plain(&self, now_ms: u64) -> bool {
-        now_ms < self.plain_until.load(Relaxed)
+        now_ms < self.plain_until
     }
 
     /// The position up to which it was found valid.
@@ -142,6 +153,10 @@ impl<V> Resident<V> {
     /// Remembers that it was found valid at a later position.
     pub(crate) fn set_checked(&self, pos: u64) {
         self.checked.fetch_max(pos, Relaxed);
+    }
+
+    pub(crate) fn stamp(&self) -> Stamp {
+        Stamp::from_parts(self.stamp_time, self.stamp_node)
     }
 
     pub(crate) fn tags(&self) -> &Tags {
@@ -215,8 +230,8 @@ impl<V> Resident<V> {
         let revalidate_ms = details.map_or(0, |details| details.revalidate_ms);
         Meta {
             kind: self.kind,
-            stamp: self.stamp,
-            created_ms: self.stamp.wall_ms(),
+            stamp: self.stamp(),
+            created_ms: self.stamp().wall_ms(),
             fresh_until_ms: on_wall(fresh_until),
             revalidate_until_ms: on_wall(fresh_until.saturating_add(revalidate_ms)),
             gone_at_ms: on_wall(self.gone_at()),
@@ -228,26 +243,35 @@ impl<V> Resident<V> {
 
     /// Records an access. Hot entries are rarely written: their count grows in larger steps that are taken
     /// with a smaller probability (Morris, "Counting Large Numbers of Events in Small Registers", 1978).
+    ///
+    /// `turn` differs from access to access, and is mixed here: a count that the caller has at hand does, and
+    /// saves the generator of random numbers. Where it stands still for once, the time moves the draw.
     #[inline]
-    pub(crate) fn touch(&self, now_ms: u64) {
+    pub(crate) fn touch(&self, now_ms: u64, turn: u64) {
         let moment = (now_ms >> 10) as u32;
         if self.accessed.load(Relaxed) != moment {
             self.accessed.store(moment, Relaxed);
         }
-        let count = self.accesses.load(Relaxed);
-        if count < EXACT_ACCESSES {
-            self.accesses.store(count + 1, Relaxed);
-        } else {
-            let step = 2 << (count / EXACT_ACCESSES).ilog2().min(16);
-            if fastrand::u32(..) & (step - 1) == 0 {
-                self.accesses.store(count.saturating_add(step), Relaxed);
-            }
+        let code = self.accesses.load(Relaxed);
+        let is_counted = code < EXACT_ACCESSES || {
+            let mixed = turn.wrapping_add(now_ms << 32).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            let drawn = (mixed ^ mixed >> 32).wrapping_mul(0xD6E8_FEB8_6659_FD93) >> 32;
+            drawn as u32 & (step(code) - 1) == 0 && code < ACCESSES_MAX
+        };
+        if is_counted {
+            self.accesses.store(code + 1, Relaxed);
         }
     }
 
     /// How often it was read; above 256 an estimate with a standard error of about 6 %.
     pub(crate) fn accesses(&self) -> u32 {
-        self.accesses.load(Relaxed)
+        match self.accesses.load(Relaxed) {
+            code if code < EXACT_ACCESSES => u32::from(code),
+            code => {
+                let into = u32::from(code % CODES_PER_DOUBLING);
+                (u32::from(CODES_PER_DOUBLING) + into) * step(code)
+            }
+        }
     }
 
     /// Milliseconds since it was last read or written, to about a second.
@@ -258,7 +282,7 @@ impl<V> Resident<V> {
     fn fresh_until(&self) -> u64 {
         match &self.details {
             Some(details) => details.fresh_until.load(Relaxed),
-            None => self.plain_until.load(Relaxed),
+            None => self.plain_until,
         }
     }
 
@@ -276,6 +300,12 @@ impl Details {
         };
         options.refresh_after.is_some_and(is_old) || options.early_refresh_beta.is_some_and(is_drawn)
     }
+}
+
+/// How many accesses the next code stands for, above the exact ones.
+#[inline]
+fn step(code: u16) -> u32 {
+    1 << ((code / CODES_PER_DOUBLING).wrapping_sub(1) & 31)
 }
 
 fn plain_until(fresh_until: u64, ttl_ms: u64, load_ms: u32, options: &EntryOptions) -> u64 {
@@ -307,8 +337,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_with_nothing_but_a_ttl_costs_56_bytes_and_its_value() {
-        assert_eq!(size_of::<Resident<std::num::NonZeroU64>>(), 56 + 8);
+    fn an_entry_with_nothing_but_a_ttl_costs_48_bytes_and_its_value() {
+        assert_eq!(size_of::<Resident<std::num::NonZeroU64>>(), 48 + 8);
     }
 
     #[test]
@@ -335,9 +365,9 @@ mod tests {
     fn accesses_are_exact_at_first_and_then_about_right() {
         let now = Now { wall_ms: 0, mono_ms: 1 };
         let resident = Resident::new(Some(()), &meta(), 1, &EntryOptions::default(), now, 0);
-        (0..256).for_each(|_| resident.touch(1));
+        (0..256).for_each(|turn| resident.touch(1, turn));
         assert_eq!(resident.accesses(), 256);
-        (256..1_000_000).for_each(|_| resident.touch(1));
+        (256..1_000_000).for_each(|turn| resident.touch(1, turn));
         let estimate = resident.accesses();
         assert!((700_000..1_300_000).contains(&estimate), "{estimate}");
     }

@@ -330,10 +330,39 @@ impl<K: Hash + Eq, V> Table<K, V> {
         self.weight_max.load(Ordering::Relaxed)
     }
 
+    /// Lowers or raises the limit, unless what is pinned in a shard would not fit its part: then nothing changes
+    /// and it returns false. Calls must not overlap. What exceeds the limit stays until
+    /// [`shrink`](Self::shrink), and meanwhile no insert adds to the weight.
+    pub fn try_set_weight_max(&self, weight_max: u64) -> bool {
+        let before = self.weight_max.swap(weight_max, Ordering::Relaxed);
+        let fits = self.shards.iter().enumerate().all(|(at, shard)| {
+            let mut state = shard.state.write();
+            let limit = share(weight_max, at, self.shards.len());
+            let fits = state.pinned_weight() <= limit;
+            // From here on the shard admits no more pins than the new limit allows.
+            if fits {
+                state.set_limit(limit);
+            }
+            fits
+        });
+        if !fits {
+            self.weight_max.store(before, Ordering::Relaxed);
+            for (at, shard) in self.shards.iter().enumerate() {
+                shard.state.write().set_limit(share(before, at, self.shards.len()));
+            }
+        }
+        fits
+    }
+
     /// Changes the limit. What exceeds it is evicted before this returns, a few dozen entries per hold of a
     /// lock, and meanwhile no insert adds to the weight. What is pinned stays, even above the limit.
     pub fn set_weight_max(&self, weight_max: u64, out: &mut impl FnMut(K, V, Gone)) {
         self.weight_max.store(weight_max, Ordering::Relaxed);
+        self.shrink(out);
+    }
+
+    /// Evicts what exceeds the limit. May overlap with changes of it.
+    pub fn shrink(&self, out: &mut impl FnMut(K, V, Gone)) {
         self.panel.lock().set_weight_max(self.weight_max());
         for (at, shard) in self.shards.iter().enumerate() {
             loop {

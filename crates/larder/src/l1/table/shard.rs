@@ -77,6 +77,10 @@ impl<K, V> State<K, V> {
         self.weight
     }
 
+    pub(super) fn pinned_weight(&self) -> u64 {
+        self.slots.pinned_weight()
+    }
+
     /// A time at or before the next deadline.
     pub(super) fn wake(&self) -> u64 {
         self.wheel.wake()
