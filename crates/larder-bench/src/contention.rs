@@ -21,7 +21,7 @@ macro_rules! each {
 }
 
 pub fn run(is_quick: bool, report: &mut Report) {
-    let (operations, budget) = if is_quick { (100_000, 4) } else { (500_000, 20) };
+    let (operations, budget) = if is_quick { (100_000, 5) } else { (500_000, 30) };
     let budget = Duration::from_secs(budget);
     let zipf = Zipf::new(1_000_000, 0.99);
     let draws = |seed| {

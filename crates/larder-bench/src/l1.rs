@@ -11,7 +11,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 pub fn run(is_quick: bool, report: &mut Report) {
-    let lookups = if is_quick { 60_000 } else { 400_000 };
+    let lookups = if is_quick { 25_000 } else { 300_000 };
     for entries in [1000, 100_000] {
         let order: Vec<u32> = {
             let mut rng = fastrand::Rng::with_seed(1);

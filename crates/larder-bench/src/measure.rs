@@ -6,7 +6,7 @@
 
 use crate::report::Line;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 /// Odd, so that the median is a round.
@@ -80,16 +80,19 @@ pub struct Shared<'a> {
     pub slice: Box<dyn Fn(usize, Range<usize>) + Sync + 'a>,
 }
 
-/// Some milliseconds: short enough that two threads often keep their processors for all of it, also on a
-/// machine with other work.
-const SLICE: usize = 10_000;
-const VALID_ROUNDS: usize = 31;
+/// Operations of a thread between two looks at the clocks: some microseconds to a third of a millisecond, in
+/// which a thread often keeps its processor also on a machine with other work.
+const CHUNK: usize = 1000;
+/// Chunks of each thread that make a round, from as many turns as it takes.
+const CHUNKS: usize = 20;
+/// How long the two threads run before the other subjects have their turn.
+const TURN: Duration = Duration::from_millis(30);
+const VALID_ROUNDS: usize = 21;
 const VALID_ROUNDS_MIN: usize = 7;
 
-/// Measures the operations per second of two threads together, in short rounds of [`SLICE`] operations a
-/// thread, until each subject has enough valid ones or `budget` is over. A round is void when a thread had a
-/// processor for less than 95 % of the time, or the two overlapped for less than 80 % of it. With fewer than
-/// seven valid rounds the subject has no figure.
+/// Measures the operations per second of two threads together, in turns of 30 ms, until each subject has enough
+/// rounds or `budget` is over. Only chunks that truly ran in parallel count; the others are void. With fewer
+/// than seven rounds, of 20 chunks a thread and more, the subject has no figure.
 pub fn pairs(case: &str, operations: usize, budget: Duration, subjects: &[Shared<'_>]) -> Vec<Line> {
     // Warm: each cache has seen all keys of both threads.
     for subject in subjects {
@@ -97,60 +100,108 @@ pub fn pairs(case: &str, operations: usize, budget: Duration, subjects: &[Shared
             (subject.slice)(thread, 0..operations);
         }
     }
-    let mut valid = vec![Vec::new(); subjects.len()];
-    let mut void = vec![0u32; subjects.len()];
-    let (began, mut at) = (Instant::now(), 0);
-    while valid.iter().any(|rates| rates.len() < VALID_ROUNDS) && began.elapsed() < budget {
-        for (subject, (valid, void)) in subjects.iter().zip(valid.iter_mut().zip(&mut void)) {
-            match pair(&*subject.slice, at..at + SLICE) {
-                _ if valid.len() == VALID_ROUNDS => {}
-                Some(rate) => valid.push(rate),
-                None => *void += 1,
+    let mut tallies: Vec<Tally> = subjects.iter().map(|_| Tally::default()).collect();
+    let began = Instant::now();
+    while tallies.iter().any(|tally| tally.rates.len() < VALID_ROUNDS) && began.elapsed() < budget {
+        for (subject, tally) in subjects.iter().zip(&mut tallies) {
+            if tally.rates.len() < VALID_ROUNDS {
+                tally.turn(&*subject.slice, operations);
             }
         }
-        at = (at + SLICE) % (operations - SLICE);
     }
-    let lines = subjects.iter().zip(valid.into_iter().zip(void)).map(|(subject, (rates, void))| {
-        let rounds = rates.len();
+    let lines = subjects.iter().zip(tallies).map(|(subject, tally)| {
+        let rounds = tally.rates.len();
         let line = if rounds < VALID_ROUNDS_MIN {
             let flag = "void: the threads did not run in parallel often enough";
             Line::new(case, subject.name).clock(Clock::Wall.name()).flag(flag)
         } else {
-            line(case, subject.name, "ops_per_s", Clock::Wall, rates)
+            line(case, subject.name, "ops_per_s", Clock::Wall, tally.rates)
         };
-        line.value("rounds", rounds as f64).value("rounds_void", f64::from(void))
+        line.value("rounds", rounds as f64).value("chunks_void", tally.void as f64)
     });
     lines.collect()
 }
 
-/// The rate of two threads together; `None` if they did not run in parallel.
-fn pair(slice: &(dyn Fn(usize, Range<usize>) + Sync), range: Range<usize>) -> Option<f64> {
-    // Spinning, both have a processor when they start; a sleeping barrier would wake one late.
-    let arrived = AtomicUsize::new(0);
-    let one = |thread: usize| {
-        arrived.fetch_add(1, Ordering::AcqRel);
-        while arrived.load(Ordering::Acquire) < 2 {
-            std::hint::spin_loop();
+/// What a subject has done so far.
+#[derive(Default)]
+struct Tally {
+    /// Nanoseconds of the valid chunks of each thread that are not yet part of a round.
+    chunks_ns: [Vec<f64>; 2],
+    /// One for each round.
+    rates: Vec<f64>,
+    /// Chunks that did not run in parallel.
+    void: usize,
+}
+
+impl Tally {
+    fn turn(&mut self, slice: &(dyn Fn(usize, Range<usize>) + Sync), operations: usize) {
+        let [a, b] = pair(slice, operations);
+        for (chunks, (own, other)) in self.chunks_ns.iter_mut().zip([(&a, &b), (&b, &a)]) {
+            let parallel = parallel_chunks_ns(own, other);
+            self.void += own.len() - 1 - parallel.len();
+            chunks.extend(parallel);
         }
-        let (start, cpu) = (Instant::now(), thread_cpu_ns());
-        slice(thread, range.clone());
-        let cpu = thread_cpu_ns() - cpu;
-        (start, Instant::now(), cpu)
-    };
-    let (a, b) = std::thread::scope(|scope| {
-        let other = scope.spawn(|| one(1));
-        Some((one(0), other.join().ok()?))
-    })?;
-    let both = a.1.min(b.1).saturating_duration_since(a.0.max(b.0)).as_nanos() as f64;
-    let mut rate = 0.0;
-    for (start, end, cpu) in [a, b] {
-        let wall = (end - start).as_nanos() as f64;
-        if (cpu as f64) < 0.95 * wall || both < 0.8 * wall {
-            return None;
+        // One round a turn at most, so that rounds of all subjects are interleaved.
+        if self.chunks_ns.iter().all(|chunks| chunks.len() >= CHUNKS) {
+            let rate = |chunks: &Vec<f64>| (chunks.len() * CHUNK) as f64 / chunks.iter().sum::<f64>() * 1e9;
+            self.rates.push(self.chunks_ns.iter().map(rate).sum());
+            self.chunks_ns.iter_mut().for_each(Vec::clear);
         }
-        rate += range.len() as f64 / wall * 1e9;
     }
-    Some(rate)
+}
+
+/// The two clocks of a thread at one moment, between two chunks.
+#[derive(Clone, Copy)]
+struct Moment {
+    wall: Instant,
+    cpu_ns: u64,
+}
+
+impl Moment {
+    fn now() -> Self {
+        Moment { wall: Instant::now(), cpu_ns: thread_cpu_ns() }
+    }
+
+    fn wall_ns_until(self, later: Moment) -> f64 {
+        later.wall.duration_since(self.wall).as_nanos() as f64
+    }
+
+    /// Whether the thread had a processor from here until `later`.
+    fn ran_until(self, later: Moment) -> bool {
+        (later.cpu_ns - self.cpu_ns) as f64 >= 0.95 * self.wall_ns_until(later)
+    }
+}
+
+/// The moments between the chunks of two threads that run at once.
+fn pair(slice: &(dyn Fn(usize, Range<usize>) + Sync), operations: usize) -> [Vec<Moment>; 2] {
+    let barrier = Barrier::new(2);
+    let one = |thread: usize| {
+        barrier.wait();
+        let began = Moment::now();
+        let (mut moments, mut first) = (vec![began], fastrand::usize(0..operations / CHUNK) * CHUNK);
+        while moments[moments.len() - 1].wall.duration_since(began.wall) < TURN {
+            slice(thread, first..first + CHUNK);
+            first = if first + 2 * CHUNK > operations { 0 } else { first + CHUNK };
+            moments.push(Moment::now());
+        }
+        moments
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| one(1));
+        [one(0), other.join().expect("a batch does not panic")]
+    })
+}
+
+/// The times of those chunks of `own` in which both threads had a processor from beginning to end.
+fn parallel_chunks_ns(own: &[Moment], other: &[Moment]) -> Vec<f64> {
+    let is_parallel = |chunk: &&[Moment]| {
+        let is_covered = other[0].wall <= chunk[0].wall && other[other.len() - 1].wall >= chunk[1].wall;
+        // The other's chunks that overlap this one.
+        let first = other.partition_point(|moment| moment.wall <= chunk[0].wall).saturating_sub(1);
+        let mut beside = other[first..].windows(2).take_while(|beside| beside[0].wall < chunk[1].wall);
+        is_covered && chunk[0].ran_until(chunk[1]) && beside.all(|beside| beside[0].ran_until(beside[1]))
+    };
+    own.windows(2).filter(is_parallel).map(|chunk| chunk[0].wall_ns_until(chunk[1])).collect()
 }
 
 /// The median, and as spread the distance between the second lowest and the second highest, in ratio to it.
@@ -166,4 +217,35 @@ fn thread_cpu_ns() -> u64 {
     // SAFETY: `now` is a valid timespec to write to, and this clock exists on every Linux.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOMENTS: u64 = 20;
+
+    /// A thread's moments, a millisecond apart from `from_ms`, that ran except in the chunks `waited`.
+    fn moments(zero: Instant, from_ms: u64, waited: &[u64]) -> Vec<Moment> {
+        let mut cpu_ns = 0;
+        let moment = |at: u64| {
+            cpu_ns += if at > 0 && waited.contains(&(at - 1)) { 500_000 } else { 1_000_000 };
+            Moment { wall: zero + Duration::from_millis(from_ms + at), cpu_ns }
+        };
+        (0..=MOMENTS).map(moment).collect()
+    }
+
+    #[test]
+    fn only_parallel_chunks_count() {
+        let (zero, none) = (Instant::now(), Vec::<f64>::new());
+        let (whole, same) = (moments(zero, 0, &[]), moments(zero, 0, &[]));
+        assert_eq!(parallel_chunks_ns(&whole, &same), vec![1e6; MOMENTS as usize]);
+        // One after the other, or in turns: never in parallel.
+        assert_eq!(parallel_chunks_ns(&whole, &moments(zero, MOMENTS, &[])), none);
+        let odd: Vec<u64> = (0..MOMENTS).filter(|at| at % 2 == 1).collect();
+        let even: Vec<u64> = (0..MOMENTS).filter(|at| at % 2 == 0).collect();
+        assert_eq!(parallel_chunks_ns(&moments(zero, 0, &odd), &moments(zero, 0, &even)), none);
+        // Half is left when the other waits for half of the time.
+        assert_eq!(parallel_chunks_ns(&whole, &moments(zero, 0, &odd)).len(), MOMENTS as usize / 2);
+    }
 }
