@@ -1,6 +1,6 @@
 //! `hit-ratio`: every engine over a trace, single-threaded, beside LRU, ARC and Belady.
 //!
-//! An access is a lookup and, on a miss, an insert. An engine that holds more than its capacity at a
+//! An access is a lookup and, on a miss, an insert. Without a trace, made-up ones are replayed. An engine that holds more than its capacity at a
 //! checkpoint is flagged: its ratio is not comparable.
 
 use crate::oracles;
@@ -14,8 +14,16 @@ const TRACES: [(&str, [usize; 2]); 3] = [
     ("P6.lis.zst", [20_000, 100_000]),
 ];
 
+/// Replayed when no trace is given: popularity of several skews, a loop, scans, phases, recency.
+const MADE_UP: [&str; 7] = ["zipf:0.7", "zipf:0.9", "zipf:1.1", "loop:25000", "scan", "phases", "churn"];
+
+/// With `--quick`, the accesses of a trace that are replayed, at its largest capacity only.
+const QUICK_ACCESSES: usize = 200_000;
+
 pub struct Options {
+    /// Empty: the made-up ones.
     pub traces: Vec<String>,
+    /// Empty: 1 % and 10 % of the distinct keys, or what is usual for the trace.
     pub capacities: Vec<usize>,
     /// Empty: all.
     pub engines: Vec<String>,
@@ -43,11 +51,16 @@ type Oracle = fn(&[u32], usize) -> u64;
 const ORACLES: [(&str, Oracle); 3] =
     [("lru", oracles::lru), ("arc", oracles::arc), ("belady", oracles::belady)];
 
-pub fn run(options: &Options, report: &mut Report) -> Result<(), String> {
-    for what in &options.traces {
-        let trace = trace::load(what, options.trace_seed)?;
-        let capacities =
+pub fn run(is_quick: bool, options: &Options, report: &mut Report) -> Result<(), String> {
+    let made_up = MADE_UP.map(String::from);
+    for what in if options.traces.is_empty() { &made_up[..] } else { &options.traces } {
+        let mut trace = trace::load(what, options.trace_seed)?;
+        let mut capacities =
             if options.capacities.is_empty() { defaults(what, &trace) } else { options.capacities.clone() };
+        if is_quick {
+            trace.keys.truncate(QUICK_ACCESSES);
+            capacities.drain(..capacities.len() - 1);
+        }
         for capacity in capacities {
             one(&trace, capacity, options, report);
         }
@@ -77,7 +90,8 @@ fn one(trace: &Trace, capacity: usize, options: &Options, report: &mut Report) {
         ratios.sort_by(f64::total_cmp);
         let mut line = Line::new(&case, name).value("hit_ratio", ratios[ratios.len() / 2]);
         if seeds > 1 {
-            line = line.value("lowest", ratios[0]).value("highest", ratios[ratios.len() - 1]);
+            let (lowest, highest) = (ratios[0], ratios[ratios.len() - 1]);
+            line = line.value("spread", highest - lowest).value("lowest", lowest).value("highest", highest);
         }
         if runs.iter().any(|(_, over)| *over) {
             line = line.flag("holds more than its capacity");

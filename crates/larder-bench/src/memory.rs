@@ -3,36 +3,40 @@
 //! Twice as many keys as fit are inserted, so that whatever remembers evicted keys has its fill.
 
 use crate::peers;
-use crate::report::{Line, Report};
+use crate::report::{Line, Report, flag_over};
 use larder::unstable_table::Terms;
 use std::process::Command;
 
-const SUBJECTS: [&str; 7] = [
+const SUBJECTS: [&str; 9] = [
     "quick_cache",
     "larder-table",
     "larder-table with deadlines",
+    "larder",
     "moka",
     "mini-moka",
     "foyer-s3fifo",
     "foyer-lru",
+    "cached",
 ];
 
-pub fn run(quick: bool, report: &mut Report) -> Result<(), String> {
-    let entries = if quick { 200_000 } else { 1_000_000 };
-    let mut lines = Vec::new();
+pub fn run(is_quick: bool, report: &mut Report) -> Result<(), String> {
+    let entries = if is_quick { 200_000 } else { 1_000_000 };
+    let (mut lines, mut held) = (Vec::new(), Vec::new());
     for subject in SUBJECTS {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
         let output = Command::new(program).args(["memory-of", subject, &entries.to_string()]).output();
         let output = output.map_err(|error| error.to_string())?;
         let printed = String::from_utf8_lossy(&output.stdout);
-        let bytes = printed.trim().parse::<f64>().map_err(|_| format!("memory of {subject}: {printed:?}"))?;
+        let numbers: Vec<f64> = printed.split_whitespace().filter_map(|text| text.parse().ok()).collect();
+        let [bytes, count] = numbers[..] else { return Err(format!("memory of {subject}: {printed:?}")) };
         lines.push(Line::new(&format!("memory u64 {entries}"), subject).value("bytes_per_entry", bytes));
+        held.push((subject, count as usize));
     }
-    report.group(&lines, "bytes_per_entry");
+    report.group(&flag_over(lines, entries, &held), "bytes_per_entry");
     Ok(())
 }
 
-/// Fills one subject and prints the bytes per entry.
+/// Fills one subject and prints the bytes per entry, and how many entries it holds.
 #[allow(clippy::print_stdout, reason = "read by the process that started this one")]
 pub fn child(subject: &str, entries: usize) -> Result<(), String> {
     let before = resident()?;
@@ -49,6 +53,18 @@ pub fn child(subject: &str, entries: usize) -> Result<(), String> {
             let terms = Terms { expires_at_ms, ..Terms::weighing(1) };
             keys.for_each(|key| table.insert(key, key, terms, &mut |_, _, _| {}));
             (table.len(), resident()?)
+        }
+        "larder" => {
+            let cache = peers::whole::<u64>(entries);
+            keys.for_each(|key| peers::set(&cache, key, key));
+            (cache.stats().entries as usize, resident()?)
+        }
+        "cached" => {
+            let cache = cached::ShardedLruCache::<u64, u64>::new(entries);
+            keys.for_each(|key| {
+                cache.set(key, key);
+            });
+            (cache.len(), resident()?)
         }
         "moka" => {
             let cache = moka::sync::Cache::<u64, u64>::new(entries as u64);
@@ -73,7 +89,7 @@ pub fn child(subject: &str, entries: usize) -> Result<(), String> {
         }
         other => return Err(format!("unknown subject {other:?}")),
     };
-    println!("{}", after.saturating_sub(before) as f64 / held.max(1) as f64);
+    println!("{} {held}", after.saturating_sub(before) as f64 / held.max(1) as f64);
     Ok(())
 }
 

@@ -1,17 +1,22 @@
-//! `miss`: a failed lookup, then an insert that evicts, on one thread, in a full cache of never-seen keys.
+//! `miss`: inserts that evict, lookups before them, and loads, on one thread, in a full cache of never-seen
+//! keys; then the flights of [`flights`](crate::flights).
 
 use crate::measure::{Subject, single};
-use crate::peers;
-use crate::report::Report;
+use crate::report::{Report, flag_over};
+use crate::{flights, peers};
+
 use larder::unstable_table::Terms;
 use std::hint::black_box;
 
-pub fn run(quick: bool, report: &mut Report) {
-    let operations: u64 = if quick { 100_000 } else { 400_000 };
+pub fn run(is_quick: bool, report: &mut Report) {
+    let operations: u64 = if is_quick { 40_000 } else { 200_000 };
     for capacity in [1000, 100_000] {
         insert_only(capacity, operations, report);
         lookup_and_insert(capacity, operations, report);
+        flights::load_insert_evict(capacity, operations / 4, report);
     }
+    flights::thousand_callers(report);
+    flights::failing_loader(report);
 }
 
 /// A batch of operations on keys that go on where the last batch ended.
@@ -35,12 +40,13 @@ macro_rules! fresh {
 }
 
 fn insert_only(capacity: usize, operations: u64, report: &mut Report) {
-    let (table, quick) = (peers::table::<u64>(capacity), quick_cache::sync::Cache::<u64, u64>::new(capacity));
-    let moka = moka::sync::Cache::<u64, u64>::new(capacity as u64);
-    let mini = mini_moka::sync::Cache::<u64, u64>::new(capacity as u64);
-    let s3fifo = peers::foyer::<u64>(capacity, foyer::S3FifoConfig::default().into());
-    let lru = peers::foyer::<u64>(capacity, foyer::LruConfig::default().into());
-    let lfu = peers::foyer::<u64>(capacity, foyer::LfuConfig::default().into());
+    let (table, quick) =
+        (&peers::table::<u64>(capacity), &quick_cache::sync::Cache::<u64, u64>::new(capacity));
+    let moka = &moka::sync::Cache::<u64, u64>::new(capacity as u64);
+    let mini = &mini_moka::sync::Cache::<u64, u64>::new(capacity as u64);
+    let s3fifo = &peers::foyer::<u64>(capacity, foyer::S3FifoConfig::default().into());
+    let lru = &peers::foyer::<u64>(capacity, foyer::LruConfig::default().into());
+    let lfu = &peers::foyer::<u64>(capacity, foyer::LfuConfig::default().into());
     let subjects = vec![
         Subject { name: "quick_cache", batch: fresh!(operations, capacity, |key| quick.insert(key, key)) },
         Subject {
@@ -57,13 +63,25 @@ fn insert_only(capacity: usize, operations: u64, report: &mut Report) {
         Subject { name: "foyer-lru", batch: fresh!(operations, capacity, |key| lru.insert(key, key)) },
         Subject { name: "foyer-lfu", batch: fresh!(operations, capacity, |key| lfu.insert(key, key)) },
     ];
-    report.group(&single(&format!("miss insert and evict u64 {capacity}"), subjects), "median_ns");
+    let lines = single(&format!("miss insert and evict u64 {capacity}"), subjects);
+    // Counted one by one: what moka and mini-moka report is what their maintenance has seen.
+    let held = [
+        ("quick_cache", quick.len()),
+        ("larder-table", table.len()),
+        ("moka", moka.iter().count()),
+        ("mini-moka", mini.iter().count()),
+        ("foyer-s3fifo", s3fifo.usage()),
+        ("foyer-lru", lru.usage()),
+        ("foyer-lfu", lfu.usage()),
+    ];
+    report.group(&flag_over(lines, capacity, &held), "median_ns");
 }
 
 fn lookup_and_insert(capacity: usize, operations: u64, report: &mut Report) {
-    let (table, quick) = (peers::table::<u64>(capacity), quick_cache::sync::Cache::<u64, u64>::new(capacity));
-    let moka = moka::sync::Cache::<u64, u64>::new(capacity as u64);
-    let s3fifo = peers::foyer::<u64>(capacity, foyer::S3FifoConfig::default().into());
+    let (table, quick) =
+        (&peers::table::<u64>(capacity), &quick_cache::sync::Cache::<u64, u64>::new(capacity));
+    let moka = &moka::sync::Cache::<u64, u64>::new(capacity as u64);
+    let s3fifo = &peers::foyer::<u64>(capacity, foyer::S3FifoConfig::default().into());
     let subjects = vec![
         Subject {
             name: "quick_cache",
@@ -96,5 +114,12 @@ fn lookup_and_insert(capacity: usize, operations: u64, report: &mut Report) {
             }),
         },
     ];
-    report.group(&single(&format!("miss lookup, insert and evict u64 {capacity}"), subjects), "median_ns");
+    let lines = single(&format!("miss lookup, insert and evict u64 {capacity}"), subjects);
+    let held = [
+        ("quick_cache", quick.len()),
+        ("larder-table", table.len()),
+        ("moka", moka.iter().count()),
+        ("foyer-s3fifo", s3fifo.usage()),
+    ];
+    report.group(&flag_over(lines, capacity, &held), "median_ns");
 }

@@ -1,10 +1,10 @@
 //! Access traces: read from files, or made up.
 //!
-//! Files: one key per line, or ARC's `.lis` (`first count ...` a line), plain or `.zst`. Made up:
-//! `zipf:SKEW`, `loop:KEYS`, `scan`, `phases`, `churn`, each of a million accesses under a seed.
+//! Files: whatever `larder replay` reads, through its own reader. Made up: `zipf:SKEW`, `loop:KEYS`, `scan`,
+//! `phases`, `churn`, each of a million accesses under a seed.
 
+use crate::replay;
 use std::collections::HashMap;
-use std::io::Read;
 use std::path::Path;
 
 pub struct Trace {
@@ -17,35 +17,8 @@ pub struct Trace {
 pub fn load(what: &str, seed: u64) -> Result<Trace, String> {
     match synthetic(what, seed) {
         Some(keys) => Ok(renumber(what.to_owned(), keys.into_iter())),
-        None => read(Path::new(what)).map_err(|error| format!("{what}: {error}")),
+        None => replay::read(Path::new(what)),
     }
-}
-
-fn read(path: &Path) -> Result<Trace, String> {
-    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let (bytes, name) = match name.strip_suffix(".zst") {
-        Some(inner) => (zstd::decode_all(&bytes[..]).map_err(|error| error.to_string())?, inner),
-        None => (bytes, name),
-    };
-    let mut text = String::new();
-    (&bytes[..]).read_to_string(&mut text).map_err(|error| error.to_string())?;
-    let mut keys = Vec::new();
-    for (at, line) in text.lines().enumerate() {
-        let number = |field: Option<&str>| {
-            let parsed = field.and_then(|field| field.parse::<u64>().ok());
-            parsed.ok_or_else(|| format!("line {}: a number is missing: {line:?}", at + 1))
-        };
-        let mut fields = line.split_ascii_whitespace();
-        if name.ends_with(".lis") {
-            let (first, count) = (number(fields.next())?, number(fields.next())?);
-            keys.extend(first..first + count);
-        } else {
-            keys.push(number(fields.next())?);
-        }
-    }
-    let name = name.split('.').next().unwrap_or(name).to_owned();
-    Ok(renumber(name, keys.into_iter()))
 }
 
 fn renumber(name: String, keys: impl Iterator<Item = u64>) -> Trace {
