@@ -4,12 +4,11 @@
 //! hop to a thread and back; under load a thread takes several reads at once, in one transaction, which
 //! saves each the file locks and the row `store`.
 
-use super::fault::{is_corrupt, to_error};
+use super::fault::{NAME, is_corrupt, to_error};
 use super::file::{Conn, DataFile};
-use super::queue::{Queue, Queued};
+use crate::backend::queue::{Queue, Queued, lost};
 use super::reclaim::Visited;
 use super::store::{Place, Store};
-use super::writer::lost;
 use crate::backend::{Cursor, Page, Read, Scan, Ticket, Usage};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -202,7 +201,7 @@ pub(super) async fn ask<T>(
 ) -> Result<T> {
     let (answer, answered) = oneshot::channel();
     queue.push(operation, 0, request(Some(answer))).await?;
-    answered.await.unwrap_or_else(|_| Err(lost(operation)))
+    answered.await.unwrap_or_else(|_| Err(lost(NAME, operation)))
 }
 
 /// Fails everybody who waits if a reader panics: nobody hangs.

@@ -4,15 +4,14 @@
 //! is being synced the next one gathers, so that 64 callers share one sync. A group that fails is rolled
 //! back and its operations run one by one, so that only those which fail alone are reported as failed.
 
-use super::Durability;
-use super::fault::{NAME, is_corrupt, to_error};
-use super::file::{Conn, DataFile, boot_id};
-use super::queue::{Queue, Queued};
+use super::fault::{is_corrupt, to_error};
+use super::file::{Conn, DataFile};
+use crate::backend::queue::{Queue, Queued};
 use super::reclaim::{Limits, Progress, Visited};
 use super::store::{Place, Store};
-use crate::backend::{Mark, Put, PutOutcome, Removed};
+use crate::backend::{Durability, Mark, Put, PutOutcome, Removed, boot_id};
 use crate::clock::Clock;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::key::{EntryKey, Namespace, Pattern};
 use bytes::Bytes;
 use rusqlite::Connection;
@@ -315,9 +314,4 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// The error of a caller whose answer never comes.
-pub(super) fn lost(operation: &'static str) -> Error {
-    Error::new(ErrorKind::Unavailable, operation).backend(NAME).message("the thread that serves it has ended")
 }
