@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
 #![cfg(all(feature = "conformance", feature = "files", unix))]
 
+#[path = "files_support/mod.rs"]
+mod support;
+
 use async_trait::async_trait;
 use larder::backend::conformance::{Subject, check_all};
 use larder::backend::{Backend, Durability, FilesBackend, FilesOptions};
@@ -20,11 +23,12 @@ struct Files {
 
 impl Files {
     fn new(durability: Durability) -> Self {
-        Files { folder: tempfile::tempdir().unwrap(), folders: AtomicUsize::new(0), durability }
+        Files { folder: support::folder(), folders: AtomicUsize::new(0), durability }
     }
 
     async fn open(&self, path: PathBuf, clock: Clock) -> Arc<dyn Backend> {
-        let options = FilesOptions { clock, durability: self.durability, bytes_max: None, ..FilesOptions::new(path) };
+        let options =
+            FilesOptions { clock, durability: self.durability, bytes_max: None, ..FilesOptions::new(path) };
         let backend = FilesBackend::open(options).await.unwrap();
         assert!(backend.notes().is_empty(), "{:?}", backend.notes());
         Arc::new(backend)

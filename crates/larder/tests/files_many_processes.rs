@@ -47,7 +47,8 @@ async fn work(process: u64, path: &Path) {
     let mut random = fastrand::Rng::with_seed(process);
     let stamps = StampClock::new(process as u32);
     let began = std::time::Instant::now();
-    let seconds = std::env::var("LARDER_TEST_PROCESS_SECONDS").map_or(SECONDS, |seconds| seconds.parse().unwrap());
+    let seconds =
+        std::env::var("LARDER_TEST_PROCESS_SECONDS").map_or(SECONDS, |seconds| seconds.parse().unwrap());
     for n in 0.. {
         if began.elapsed().as_secs() >= seconds {
             break;
@@ -102,7 +103,7 @@ async fn work(process: u64, path: &Path) {
 
 #[test]
 fn no_value_outlives_a_removal_by_another_process() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = support::folder();
     let path = folder.path().join("made at once by all").join("cache");
     let children: Vec<_> = (0..PROCESSES)
         .map(|process| child("child_reads_and_writes", CHILD, &format!("{process} {}", path.display())))

@@ -90,7 +90,7 @@ fn child_writes_until_it_is_killed() {
 
 #[test]
 fn nothing_acknowledged_is_lost_over_many_kills() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = support::folder();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut acknowledged = 0;
     let rounds = std::env::var("LARDER_TEST_KILLS").map_or(ROUNDS, |rounds| rounds.parse().unwrap());
@@ -105,7 +105,10 @@ fn nothing_acknowledged_is_lost_over_many_kills() {
             runtime.block_on(check(&path, name, &mut held, &maybe));
         }
     }
-    assert!(acknowledged > 5 * rounds, "the writers got {acknowledged} operations done: too few to mean anything");
+    assert!(
+        acknowledged > 5 * rounds,
+        "the writers got {acknowledged} operations done: too few to mean anything"
+    );
 }
 
 /// Runs the child for a random while after its first answer. How many operations it saw done; `held`

@@ -31,10 +31,10 @@ pub use durability::Durability;
 #[cfg(any(feature = "sqlite", all(feature = "files", unix)))]
 use durability::boot_id;
 #[cfg(all(feature = "files", unix))]
-#[doc(hidden)]
-pub use files::unstable_entry_file;
-#[cfg(all(feature = "files", unix))]
 pub use files::{FilesBackend, FilesOptions};
+#[cfg(all(feature = "files", unix))]
+#[doc(hidden)]
+pub use files::{unstable_entry_file, unstable_resealed_entry_file};
 pub use memory::{MemoryBackend, MemoryOptions};
 #[cfg(feature = "registry")]
 pub use registry::{Needs, Registry};

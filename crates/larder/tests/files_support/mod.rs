@@ -11,6 +11,13 @@ use larder::stamp::Stamp;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+/// In memory where that is to be had: what a sync is good for, no test but a pulled plug can see, and without
+/// them far more happens.
+pub(crate) fn folder() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+}
+
 pub(crate) fn namespace() -> Namespace {
     Namespace::new("n").unwrap()
 }

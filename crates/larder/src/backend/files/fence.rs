@@ -294,7 +294,9 @@ impl Fence {
             // The log was rewritten meanwhile, or it is damaged, which is for the lock's holder to find out.
             let mut locked = self.lock("get")?;
             match locked.check_markers() {
-                Err(error) if error.kind() != io::ErrorKind::InvalidData => return Err(to_error("get", error)),
+                Err(error) if error.kind() != io::ErrorKind::InvalidData => {
+                    return Err(to_error("get", error));
+                }
                 _ => header = locked.header,
             }
         }
@@ -331,13 +333,21 @@ impl Fence {
             Some(Decoded::Damaged) => self.begin_anew("the file of fences was damaged").map_err(failed)?,
             None => {
                 let is_new = self.latest.lock().unwrap_or_else(PoisonError::into_inner).0 == 0
+                    && !self.folder.had_entries
                     && self.folder.inode(FENCES).map_err(failed)?.is_none();
                 let why = if is_new { "" } else { "the file of fences was removed, replaced or restored" };
                 self.begin_anew(why).map_err(failed)?
             }
         };
-        let mut locked =
-            Locked { fence: self, written: header, header, opened, shards: BTreeMap::new(), _lock: lock, _turn: turn };
+        let mut locked = Locked {
+            fence: self,
+            written: header,
+            header,
+            opened,
+            shards: BTreeMap::new(),
+            _lock: lock,
+            _turn: turn,
+        };
         if locked.header.next > locked.header.pos {
             // The last holder was killed, or its disk failed.
             locked.header.pos = locked.header.next;
@@ -415,7 +425,8 @@ impl Fence {
             bytes[..HEADER_BYTES].copy_from_slice(&header.encode());
             for number in 0..STRIPES + SHARDS as u64 {
                 let record = encode_record(header.inc, number, [0; 3]);
-                bytes[(STRIPES_AT + number * RECORD_BYTES) as usize..][..record.len()].copy_from_slice(&record);
+                bytes[(STRIPES_AT + number * RECORD_BYTES) as usize..][..record.len()]
+                    .copy_from_slice(&record);
             }
             bytes
         })?;
@@ -510,9 +521,7 @@ impl Locked<'_> {
     /// Counts a file that came (`is_new`) or went.
     pub(super) fn count(&mut self, shard: u8, came: Option<Amount>, went: Option<Amount>) -> io::Result<()> {
         let of_shard = self.amount(shard)?;
-        let change = |amount: Amount| {
-            amount.plus(came.unwrap_or_default()).minus(went.unwrap_or_default())
-        };
+        let change = |amount: Amount| amount.plus(came.unwrap_or_default()).minus(went.unwrap_or_default());
         self.shards.insert(shard, change(of_shard));
         self.header.total = change(self.header.total);
         Ok(())
@@ -607,8 +616,9 @@ impl Locked<'_> {
             return if self.header == self.written { Ok(()) } else { self.write() };
         }
         if self.header.unsynced {
-            (self.header, self.opened) =
-                self.fence.begin_anew("writes that were not synced may have been lost with the machine's power")?;
+            (self.header, self.opened) = self
+                .fence
+                .begin_anew("writes that were not synced may have been lost with the machine's power")?;
             self.written = self.header;
             return Ok(());
         }
@@ -657,6 +667,16 @@ impl Locked<'_> {
     fn set_record(&self, number: u64, values: [u64; 3]) -> io::Result<()> {
         let record = encode_record(self.header.inc, number, values);
         self.fence.folder.write_at(&self.opened.file, &record, STRIPES_AT + number * RECORD_BYTES)
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let (ours, published) = (&self.header, &self.written);
+        if (ours.marks_gen, ours.marks_end) != (published.marks_gen, published.marks_end) {
+            // Markers that could not be published never happened: this process, too, reads them anew.
+            *self.fence.markers.write().unwrap_or_else(PoisonError::into_inner) = Replica::default();
+        }
     }
 }
 

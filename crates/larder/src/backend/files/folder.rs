@@ -18,6 +18,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
@@ -30,6 +31,8 @@ const QUARANTINED_MAX: usize = 16;
 const SECONDS_MAX: u64 = u32::MAX as u64;
 /// The block that a file's length is rounded up to when disk use is counted.
 const BLOCK_BYTES: u64 = 4096;
+/// How often a folder for unfinished files is made before giving up.
+const SESSION_TRIES: usize = 16;
 /// Longest pause between two tries for the lock: about what a commit takes.
 const LOCK_PAUSE_MAX: Duration = Duration::from_millis(1);
 
@@ -41,12 +44,20 @@ pub(super) struct Folder {
     path: PathBuf,
     root: File,
     /// The folder of this process's unfinished files.
-    temp: File,
-    temp_name: String,
+    session: RwLock<Option<Arc<Session>>>,
+    /// Whether there were entries, or folders for them, when it was opened.
+    pub(super) had_entries: bool,
     next_temp: AtomicU64,
     pub(super) durability: Durability,
     pub(super) faults: Faults,
     owner: u32,
+}
+
+/// A folder under `tmp`, locked as long as it is open.
+#[derive(Debug)]
+struct Session {
+    folder: File,
+    name: String,
 }
 
 /// A file that was found in place.
@@ -66,6 +77,7 @@ pub(super) fn disk_bytes(length: u64) -> u64 {
 /// A file that waits to be moved into its place; gone when it is dropped before.
 pub(super) struct Staged<'f> {
     folder: &'f Folder,
+    session: Arc<Session>,
     name: Option<String>,
     pub(super) bytes: u64,
 }
@@ -75,17 +87,14 @@ pub(super) struct FolderLock<'f>(&'f File);
 
 impl Folder {
     /// Opens the folder, or makes it.
-    pub(super) fn open(
-        path: PathBuf,
-        durability: Durability,
-        faults: Faults,
-        deadline: Instant,
-    ) -> Result<Folder> {
+    pub(super) fn open(path: PathBuf, durability: Durability, faults: Faults) -> Result<Folder> {
         let refuse = |kind, message: String| Err(Error::new(kind, "open").backend(NAME).message(message));
         let opened = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => Error::new(ErrorKind::Config, "open")
-                .backend(NAME)
-                .message(format!("{} is not a folder", path.display())),
+            io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+                Error::new(ErrorKind::Config, "open")
+                    .backend(NAME)
+                    .message(format!("{} is not a folder", path.display()))
+            }
             _ => to_error("open", error).message(path.display().to_string()),
         };
         make_private(&path).map_err(opened)?;
@@ -102,8 +111,8 @@ impl Folder {
             );
         }
         let mut folder = Folder {
-            temp: root.try_clone().map_err(opened)?,
-            temp_name: String::new(),
+            session: RwLock::new(None),
+            had_entries: false,
             next_temp: AtomicU64::new(0),
             path: path.clone(),
             root,
@@ -113,7 +122,11 @@ impl Folder {
         };
         let names = folder.names_in(&folder.root).map_err(opened)?;
         let is_ours = |name: &String| {
-            name == TEMP || name == QUARANTINE || name == "fences" || name.starts_with("marks-") || name.len() == 2
+            name == TEMP
+                || name == QUARANTINE
+                || name == "fences"
+                || name.starts_with("marks-")
+                || name.len() == 2
         };
         if let Some(strange) = names.iter().find(|name| !is_ours(name)) {
             return refuse(
@@ -121,13 +134,14 @@ impl Folder {
                 format!("{} holds \"{strange}\"; give larder a folder of its own", path.display()),
             );
         }
+        folder.had_entries = names.iter().any(|name| name.len() == 2);
         if state.st_mode & 0o077 != 0 {
             folder.io(|| rustix::fs::fchmod(&folder.root, FOLDER_MODE)).map_err(opened)?;
         }
         for name in [TEMP, QUARANTINE] {
             folder.make(&folder.root, name).map_err(opened)?;
         }
-        folder.begin_session(deadline).map_err(opened)?;
+        folder.begin_session().map_err(opened)?;
         Ok(folder)
     }
 
@@ -144,7 +158,10 @@ impl Folder {
                 Ok(()) => return Ok(FolderLock(&self.root)),
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
                 Err(_) if Instant::now() >= deadline => {
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, "another process holds the folder's lock"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "another process holds the folder's lock",
+                    ));
                 }
                 Err(_) => std::thread::sleep(pause),
             }
@@ -389,14 +406,10 @@ impl Folder {
         }
     }
 
-    /// Deletes what processes that are gone have left under `tmp`. With the lock held: a folder that a process
-    /// just made is locked by it before anybody else looks.
+    /// Deletes what processes that are gone have left under `tmp`.
     pub(super) fn remove_orphans(&self) -> io::Result<()> {
         let temps = self.open_folder(&self.root, TEMP)?;
         for name in self.names_in(&temps)? {
-            if name == self.temp_name {
-                continue;
-            }
             let Ok(orphan) = self.open_folder(&temps, &name) else {
                 drop(self.io(|| rustix::fs::unlinkat(&temps, &*name, AtFlags::empty())));
                 continue;
@@ -419,25 +432,42 @@ impl Folder {
         Some(folder)
     }
 
-    fn begin_session(&mut self, deadline: Instant) -> io::Result<()> {
+    /// Makes a folder for unfinished files and locks it. Somebody who removes orphans may have come in between:
+    /// then it makes another.
+    fn begin_session(&self) -> io::Result<Arc<Session>> {
         let temps = self.make(&self.root, TEMP)?;
-        // Whoever removes orphans has the lock; the folder is made and locked under it, too.
-        let lock = self.lock(deadline)?;
-        let name = format!("{:016x}", fastrand::u64(..));
-        let made = self.make(&temps, &name).and_then(|temp| {
-            self.io(|| rustix::fs::flock(&temp, FlockOperation::NonBlockingLockExclusive))?;
-            Ok(temp)
-        });
-        drop(lock);
-        (self.temp, self.temp_name) = (made?, name);
-        Ok(())
+        for _ in 0..SESSION_TRIES {
+            let name = format!("{:016x}", fastrand::u64(..));
+            let folder = self.make(&temps, &name)?;
+            if self.io(|| rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive)).is_err() {
+                continue;
+            }
+            if self.io(|| rustix::fs::fstat(&folder))?.st_nlink > 0 {
+                let session = Arc::new(Session { folder, name });
+                *self.session.write().unwrap_or_else(PoisonError::into_inner) = Some(session.clone());
+                return Ok(session);
+            }
+        }
+        Err(io::Error::other("somebody deletes the folder of unfinished files again and again"))
     }
 
     fn create_temp(&self) -> io::Result<(File, Staged<'_>)> {
         let name = self.next_temp.fetch_add(1, Relaxed).to_string();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = self.io(|| rustix::fs::openat(&self.temp, &*name, flags, FILE_MODE))?;
-        Ok((File::from(file), Staged { folder: self, name: Some(name), bytes: 0 }))
+        let known = self.session.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut session = known.map_or_else(|| self.begin_session(), Ok)?;
+        let create = |session: &Session| {
+            self.io(|| rustix::fs::openat(&session.folder, &*name, flags, FILE_MODE)).map(File::from)
+        };
+        let file = match create(&session) {
+            // The folder was deleted under us.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                session = self.begin_session()?;
+                create(&session)?
+            }
+            created => created?,
+        };
+        Ok((file, Staged { folder: self, session, name: Some(name), bytes: 0 }))
     }
 
     fn set_used(&self, file: &File, wall_ms: u64) -> io::Result<()> {
@@ -507,9 +537,9 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // Not while a child that was forked holds it: then it is an orphan, for somebody's next opening.
-        if let Ok(temps) = self.open_folder(&self.root, TEMP) {
-            let _ = rustix::fs::unlinkat(&temps, &*self.temp_name, AtFlags::REMOVEDIR);
+        let session = self.session.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Some(session), Ok(temps)) = (session, self.open_folder(&self.root, TEMP)) {
+            let _ = rustix::fs::unlinkat(&temps, &*session.name, AtFlags::REMOVEDIR);
         }
     }
 }
@@ -517,7 +547,7 @@ impl Drop for Folder {
 impl Staged<'_> {
     fn move_to(&mut self, folder: &File, name: &str) -> io::Result<()> {
         let Some(staged) = self.name.as_deref() else { return Err(damaged("moved twice")) };
-        self.folder.io(|| rustix::fs::renameat(&self.folder.temp, staged, folder, name))?;
+        self.folder.io(|| rustix::fs::renameat(&self.session.folder, staged, folder, name))?;
         self.name = None;
         Ok(())
     }
@@ -526,7 +556,7 @@ impl Staged<'_> {
 impl Drop for Staged<'_> {
     fn drop(&mut self) {
         if let Some(name) = &self.name {
-            let _ = rustix::fs::unlinkat(&self.folder.temp, &**name, AtFlags::empty());
+            let _ = rustix::fs::unlinkat(&self.session.folder, &**name, AtFlags::empty());
         }
     }
 }

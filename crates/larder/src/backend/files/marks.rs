@@ -153,8 +153,10 @@ impl Replica {
         self.generation += 1;
         let mut bytes = Vec::new();
         let seed = self.seed();
-        self.markers.describe(|namespace, marker, pos| encode(&mut bytes, seed, namespace, marker, pos, true));
-        let written = folder.replace_state(&name(header.inc, self.generation), |_| std::mem::take(&mut bytes));
+        self.markers
+            .describe(|namespace, marker, pos| encode(&mut bytes, seed, namespace, marker, pos, true));
+        let written =
+            folder.replace_state(&name(header.inc, self.generation), |_| std::mem::take(&mut bytes));
         let length = match written.and_then(|file| file.metadata()) {
             Ok(file) => file.len(),
             Err(error) => {
@@ -201,7 +203,9 @@ impl Replica {
             (1, namespace, marker) => self.markers.restore(namespace, marker, pos),
             (0, Some(namespace), Marker::Floor) => self.markers.raise_floor(&namespace, pos),
             (0, Some(namespace), Marker::Clear) => self.markers.mark(&namespace, &Mark::Clear, pos),
-            (0, Some(namespace), Marker::Tag(tag)) => self.markers.mark(&namespace, &Mark::Tag(tag.into()), pos),
+            (0, Some(namespace), Marker::Tag(tag)) => {
+                self.markers.mark(&namespace, &Mark::Tag(tag.into()), pos)
+            }
             _ => return None,
         }
         Some(RECORD_BYTES + names.len())

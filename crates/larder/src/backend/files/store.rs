@@ -64,9 +64,12 @@ impl Store {
         let place = Place::of(key);
         let found = match self.fence.folder.find(&place).map_err(failed)? {
             None => None,
-            Some(found) => {
-                self.fence.folder.read(&found, self.limits.value_bytes_max).map_err(failed)?.map(|read| (found, read))
-            }
+            Some(found) => self
+                .fence
+                .folder
+                .read(&found, self.limits.value_bytes_max)
+                .map_err(failed)?
+                .map(|read| (found, read)),
         };
         let Some((found, (head, body))) = found.filter(|(_, (head, _))| head.key == *key) else {
             return Ok(Read { ticket, found: Err(Miss::Absent) });
@@ -106,7 +109,8 @@ impl Store {
                     return Ok(page);
                 }
                 looked_at += 1;
-                if let Some(Seen { head: Some(head), miss: None, .. }) = self.look(&place).map_err(failed)??
+                if let Some(Seen { head: Some(head), miss: None, .. }) =
+                    self.look(&place).map_err(failed)??
                     && head.key.namespace() == scan.namespace
                     && scan.pattern.is_none_or(|pattern| pattern.matches(&head.key.text()))
                 {
@@ -151,7 +155,14 @@ impl Store {
         Ok(judged.map(|miss| Some(self.seen(place, &found, head, miss, now_ms))))
     }
 
-    fn seen(&self, place: &Place, found: &Found, head: Option<Head>, miss: Option<Miss>, now_ms: u64) -> Seen {
+    fn seen(
+        &self,
+        place: &Place,
+        found: &Found,
+        head: Option<Head>,
+        miss: Option<Miss>,
+        now_ms: u64,
+    ) -> Seen {
         let visited = head.as_ref().and_then(|head| self.recent.visited_ms(head.key.hash64(), now_ms));
         Seen {
             place: place.clone(),
@@ -252,7 +263,12 @@ impl Store {
     }
 
     /// Writes unless ticket or stamp forbid it.
-    pub(super) fn put(&self, locked: &mut Locked<'_>, put: &Put, staged: &mut Staged<'_>) -> Result<PutOutcome> {
+    pub(super) fn put(
+        &self,
+        locked: &mut Locked<'_>,
+        put: &Put,
+        staged: &mut Staged<'_>,
+    ) -> Result<PutOutcome> {
         let failed = |error| to_error("put", error).key(&put.key.text());
         let place = Place::of(&put.key);
         let present = self.fence.folder.find(&place).map_err(failed)?;
@@ -263,7 +279,10 @@ impl Store {
                 // A refused set must not leave an older value behind.
                 if put.meta.kind == EntryKind::Set {
                     self.remove(locked, &put.key).map_err(|error| {
-                        Error::new(ErrorKind::Unavailable, "put").backend(NAME).key(&put.key.text()).source(error)
+                        Error::new(ErrorKind::Unavailable, "put")
+                            .backend(NAME)
+                            .key(&put.key.text())
+                            .source(error)
                     })?;
                 }
                 Ok(PutOutcome::Fenced)

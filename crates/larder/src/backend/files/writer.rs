@@ -37,8 +37,18 @@ pub(super) enum Op {
     Mark(Namespace, Mark),
     RemoveMatching(Namespace, Pattern),
     /// What is left of a removal by pattern after its floor was raised.
-    RemoveMatchingBelow { namespace: Namespace, pattern: Pattern, floor: u64, shard: u16, removed: u64 },
-    Sweep { left: u64, freed: u64, visited: u16 },
+    RemoveMatchingBelow {
+        namespace: Namespace,
+        pattern: Pattern,
+        floor: u64,
+        shard: u16,
+        removed: u64,
+    },
+    Sweep {
+        left: u64,
+        freed: u64,
+        visited: u16,
+    },
     /// Count and clean from this folder of entries on.
     Tidy(u16),
     Evict(Eviction),
@@ -176,7 +186,9 @@ impl Writer {
         let incoming: u64 = group
             .iter()
             .map(|queued| match &queued.job.op {
-                Op::Put(put) => super::folder::disk_bytes(super::entry::HEAD_BYTES_USUAL as u64 + put.sealed.len() as u64),
+                Op::Put(put) => {
+                    super::folder::disk_bytes(super::entry::HEAD_BYTES_USUAL as u64 + put.sealed.len() as u64)
+                }
                 _ => 0,
             })
             .sum();
@@ -382,7 +394,10 @@ fn commit(store: &Store, group: &[Queued<Job>]) -> Vec<Result<Progressed>> {
             }
             Op::Remove(key) => {
                 touched.insert(Place::of(key).shard);
-                store.remove(&mut locked, key).map(Done::Removed).map_err(|error| failed(error).key(&key.text()))
+                store
+                    .remove(&mut locked, key)
+                    .map(Done::Removed)
+                    .map_err(|error| failed(error).key(&key.text()))
             }
             Op::Discard(key, sealed, quarantine) => {
                 touched.insert(Place::of(key).shard);

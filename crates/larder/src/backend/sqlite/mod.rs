@@ -16,7 +16,9 @@ mod store;
 mod writer;
 
 use super::queue::{Queue, lost};
-use super::{Backend, Durability, Capabilities, Mark, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage};
+use super::{
+    Backend, Capabilities, Durability, Mark, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage,
+};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Namespace, Pattern};

@@ -6,9 +6,9 @@
 
 use super::fault::{NAME, is_corrupt, to_error};
 use super::file::{Conn, DataFile};
-use crate::backend::queue::{Queue, Queued, lost};
 use super::reclaim::Visited;
 use super::store::{Place, Store};
+use crate::backend::queue::{Queue, Queued, lost};
 use crate::backend::{Cursor, Page, Read, Scan, Ticket, Usage};
 use crate::clock::Clock;
 use crate::error::{Error, Result};

@@ -6,9 +6,9 @@
 
 use super::fault::{is_corrupt, to_error};
 use super::file::{Conn, DataFile};
-use crate::backend::queue::{Queue, Queued};
 use super::reclaim::{Limits, Progress, Visited};
 use super::store::{Place, Store};
+use crate::backend::queue::{Queue, Queued};
 use crate::backend::{Durability, Mark, Put, PutOutcome, Removed, boot_id};
 use crate::clock::Clock;
 use crate::error::{ErrorKind, Result};
