@@ -132,12 +132,24 @@ fn no_value_outlives_a_removal_by_another_process() {
         }
     }
     assert!(reads.len() > 50 && removals.len() > 50, "{} reads, {} removals", reads.len(), removals.len());
+    // By key, in the order of their ends, each with the latest beginning so far: a value is outlived if any of
+    // those that ended before the read began after the value's ticket.
+    let mut ended: HashMap<u64, Vec<(u64, u64)>> = HashMap::new();
+    removals.sort_unstable_by_key(|(_, _, done)| *done);
+    for (k, began, done) in removals {
+        let of_key = ended.entry(k).or_default();
+        let latest = of_key.last().map_or(began, |(_, latest): &(u64, u64)| (*latest).max(began));
+        of_key.push((done, latest));
+    }
     for (k, read_at, id) in reads {
         let (written_to, ticket_at) = tickets[&id];
         assert_eq!(k, written_to, "a value of another key");
-        let outlived = removals
-            .iter()
-            .find(|(removed, began, done)| *removed == k && *began > ticket_at && *done < read_at);
-        assert_eq!(outlived, None, "key {k}: a value whose ticket is of {ticket_at} was read at {read_at}");
+        let of_key = ended.get(&k).map_or(&[][..], Vec::as_slice);
+        let before = of_key.partition_point(|(done, _)| *done < read_at);
+        let latest = before.checked_sub(1).map(|last| of_key[last].1);
+        assert!(
+            latest.is_none_or(|began| began <= ticket_at),
+            "key {k}: a value whose ticket is of {ticket_at} was read at {read_at}, after a removal of {latest:?}"
+        );
     }
 }

@@ -693,3 +693,103 @@ fn encode_record(inc: u64, number: u64, values: [u64; 3]) -> [u8; RECORD_BYTES a
 fn unavailable(operation: &'static str, message: &'static str) -> Error {
     Error::new(ErrorKind::Unavailable, operation).backend(NAME).message(message)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn open(path: &Path, durability: Durability) -> Fence {
+        let folder = Folder::open(path, durability).unwrap();
+        Fence::open(folder, Clock::system(), Duration::from_secs(1)).unwrap()
+    }
+
+    /// As if the machine had been started anew since.
+    fn reboot(path: &Path) -> Header {
+        let file = path.join(FENCES);
+        let mut bytes = std::fs::read(&file).unwrap();
+        let Decoded::Sound(mut header) = Header::decode(bytes.first_chunk().unwrap()) else {
+            panic!("damaged")
+        };
+        header.boot ^= 2;
+        bytes[..HEADER_BYTES].copy_from_slice(&header.encode());
+        std::fs::write(file, bytes).unwrap();
+        header
+    }
+
+    /// After a power loss: what was synced counts on, from beyond every position that may have been in use;
+    /// what was not, begins anew, unless it was closed in peace.
+    #[test]
+    fn a_new_boot_is_trusted_with_what_was_synced() {
+        for (durability, is_closed) in [
+            (Durability::Power, false),
+            (Durability::Power, true),
+            (Durability::Process, false),
+            (Durability::Process, true),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("cache");
+            let fence = open(&path, durability);
+            let mut locked = fence.lock("put").unwrap();
+            locked.begin(1).unwrap();
+            locked.advance();
+            drop(locked.publish().unwrap());
+            if is_closed {
+                locked.close().unwrap();
+            }
+            drop(locked);
+            drop(fence);
+            let before = reboot(&path);
+            let after = open(&path, durability).snapshot().unwrap();
+            let is_trusted = durability == Durability::Power || is_closed;
+            assert_eq!(after.inc == before.inc, is_trusted, "{durability:?}, closed: {is_closed}");
+            if is_trusted {
+                assert!(after.pos >= before.reserved, "a position may be used twice");
+            }
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_of_header_or_record_is_refused() {
+        let header = Header {
+            inc: 1,
+            pos: 2,
+            next: 3,
+            reserved: 4,
+            boot: 5,
+            inode: 6,
+            marks_gen: 7,
+            marks_base: 8,
+            marks_end: 9,
+            total: Amount { entries: 10, bytes: 11, disk: 12 },
+            last_stamp: Some(Stamp::new(13, 14, 15)),
+            unsynced: true,
+            drifted: false,
+        };
+        let sound = header.encode();
+        assert!(matches!(Header::decode(&sound), Decoded::Sound(decoded) if decoded == header));
+        for bit in 0..HEADER_BYTES * 8 {
+            let mut bytes = sound;
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(matches!(Header::decode(&bytes), Decoded::Damaged), "bit {bit}");
+        }
+        // A record of another number or incarnation is none of this one's.
+        assert_ne!(encode_record(1, 2, [3; 3]), encode_record(1, 3, [3; 3]));
+        assert_ne!(encode_record(1, 2, [3; 3]), encode_record(2, 2, [3; 3]));
+    }
+
+    /// A holder that was killed between a change and its publication: the next one goes on beyond it.
+    #[test]
+    fn what_was_announced_and_not_published_is_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let fence = open(&folder.path().join("cache"), Durability::Process);
+        let before = fence.snapshot().unwrap();
+        let mut locked = fence.lock("put").unwrap();
+        locked.begin(5).unwrap();
+        drop(locked);
+        assert_eq!(fence.snapshot().unwrap().pos, before.pos, "a ticket of now is older than what began");
+        let next = fence.lock("put").unwrap();
+        assert_eq!((next.header.pos, next.header.drifted), (before.pos + 5, true));
+    }
+}

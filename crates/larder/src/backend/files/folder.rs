@@ -87,7 +87,7 @@ pub(super) struct FolderLock<'f>(&'f File);
 
 impl Folder {
     /// Opens the folder, or makes it.
-    pub(super) fn open(path: PathBuf, durability: Durability, faults: Faults) -> Result<Folder> {
+    pub(super) fn open(path: &Path, durability: Durability) -> Result<Folder> {
         let refuse = |kind, message: String| Err(Error::new(kind, "open").backend(NAME).message(message));
         let opened = |error: io::Error| match error.kind() {
             io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
@@ -97,10 +97,10 @@ impl Folder {
             }
             _ => to_error("open", error).message(path.display().to_string()),
         };
-        make_private(&path).map_err(opened)?;
+        make_private(path).map_err(opened)?;
         // The path is the operator's, who may have put a link there; from here on nothing is followed.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(&path, flags, Mode::empty()).map_err(|error| opened(error.into()))?;
+        let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| opened(error.into()))?;
         let root = File::from(root);
         let owner = rustix::process::geteuid().as_raw();
         let state = rustix::fs::fstat(&root).map_err(|error| opened(error.into()))?;
@@ -114,10 +114,10 @@ impl Folder {
             session: RwLock::new(None),
             had_entries: false,
             next_temp: AtomicU64::new(0),
-            path: path.clone(),
+            path: path.to_owned(),
             root,
             durability,
-            faults,
+            faults: Default::default(),
             owner,
         };
         let names = folder.names_in(&folder.root).map_err(opened)?;
@@ -126,7 +126,7 @@ impl Folder {
                 || name == QUARANTINE
                 || name == "fences"
                 || name.starts_with("marks-")
-                || name.len() == 2
+                || u8::from_str_radix(name, 16).is_ok_and(|shard| *name == shard_name(shard))
         };
         if let Some(strange) = names.iter().find(|name| !is_ours(name)) {
             return refuse(

@@ -204,7 +204,8 @@ impl Replica {
             (0, Some(namespace), Marker::Floor) => self.markers.raise_floor(&namespace, pos),
             (0, Some(namespace), Marker::Clear) => self.markers.mark(&namespace, &Mark::Clear, pos),
             (0, Some(namespace), Marker::Tag(tag)) => {
-                self.markers.mark(&namespace, &Mark::Tag(tag.into()), pos)
+                let tag = Mark::Tag(tag.into());
+                self.markers.mark(&namespace, &tag, pos);
             }
             _ => return None,
         }

@@ -52,7 +52,7 @@ use crate::key::{EntryKey, Namespace, Pattern};
 use crate::stamp::Stamp;
 use async_trait::async_trait;
 use bytes::Bytes;
-use fault::{Faults, NAME};
+use fault::NAME;
 use fence::{Fence, Header};
 use folder::{Folder, disk_bytes};
 use serde::Deserialize;
@@ -265,14 +265,10 @@ impl FilesBackend {
 
     /// [`open`](Self::open), on this thread.
     pub fn open_blocking(options: FilesOptions) -> Result<Self> {
-        Self::open_with_faults(options, Faults::default())
-    }
-
-    fn open_with_faults(options: FilesOptions, faults: Faults) -> Result<Self> {
         options.check()?;
         let limits = options.limits();
         let FilesOptions { path, durability, clock, readers, busy_timeout, .. } = options;
-        let folder = Folder::open(path, durability, faults)?;
+        let folder = Folder::open(&path, durability)?;
         let fence = Fence::open(folder, clock, busy_timeout)?;
         let store = Arc::new(Store { fence, limits, recent: recent::Recent::new() });
         let writes = Arc::new(Queue::new(NAME, busy_timeout));

@@ -5,7 +5,6 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use super::fault::Faults;
 use super::{FilesBackend, FilesOptions};
 use crate::backend::{Backend, Durability, Mark, Put, PutOutcome, Removed, Ticket};
 use crate::clock::NEVER_MS;
@@ -55,7 +54,7 @@ async fn set(backend: &FilesBackend, name: &str, byte: u8, tick: u64) -> crate::
 }
 
 /// In memory where that is to be had: syncs are many.
-pub(super) fn folder() -> tempfile::TempDir {
+fn folder() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
@@ -67,7 +66,7 @@ fn open(path: &Path) -> FilesBackend {
         busy_timeout: std::time::Duration::from_millis(200),
         ..FilesOptions::new(path)
     };
-    FilesBackend::open_with_faults(options, Faults::default()).unwrap()
+    FilesBackend::open_blocking(options).unwrap()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
