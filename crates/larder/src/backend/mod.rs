@@ -15,17 +15,32 @@ use std::fmt;
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+#[cfg(any(feature = "sqlite", all(feature = "files", unix)))]
+mod durability;
+#[cfg(all(feature = "files", unix))]
+mod files;
 mod memory;
+#[cfg(any(feature = "sqlite", all(feature = "files", unix)))]
+mod queue;
 #[cfg(feature = "registry")]
 mod registry;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+#[cfg(any(feature = "sqlite", all(feature = "files", unix)))]
+pub use durability::Durability;
+#[cfg(any(feature = "sqlite", all(feature = "files", unix)))]
+use durability::boot_id;
+#[cfg(all(feature = "files", unix))]
+pub use files::{FilesBackend, FilesOptions};
+#[cfg(all(feature = "files", unix))]
+#[doc(hidden)]
+pub use files::{unstable_entry_file, unstable_resealed_entry_file};
 pub use memory::{MemoryBackend, MemoryOptions};
 #[cfg(feature = "registry")]
 pub use registry::{Needs, Registry};
 #[cfg(feature = "sqlite")]
-pub use sqlite::{Durability, Incident, SqliteBackend, SqliteOptions};
+pub use sqlite::{Incident, SqliteBackend, SqliteOptions};
 
 /// A moment in one store's own order: what a reader saw before it began.
 ///

@@ -47,7 +47,8 @@ impl Registry {
         Self::default()
     }
 
-    /// A registry of the backends that are compiled in: `memory`, and with the feature of that name `sqlite`.
+    /// A registry of the backends that are compiled in: `memory`, and with the features of those names
+    /// `sqlite` and `files`.
     pub fn with_defaults() -> Self {
         let mut registry = Registry::new();
         registry.register("memory", |options: MemoryOptions, clock| {
@@ -57,6 +58,11 @@ impl Registry {
         registry.register("sqlite", |options: super::SqliteOptions, clock| {
             let options = super::SqliteOptions { clock: clock.clone(), ..options };
             Ok(Arc::new(super::SqliteBackend::open_blocking(options)?))
+        });
+        #[cfg(all(feature = "files", unix))]
+        registry.register("files", |options: super::FilesOptions, clock| {
+            let options = super::FilesOptions { clock: clock.clone(), ..options };
+            Ok(Arc::new(super::FilesBackend::open_blocking(options)?))
         });
         registry
     }
@@ -144,6 +150,17 @@ mod tests {
             Ok(Arc::new(MemoryBackend::new(options)))
         });
         assert!(registry.open("mine", json!({ "entries": 5 }), Needs::default(), &Clock::system()).is_ok());
+    }
+
+    #[cfg(all(feature = "files", unix))]
+    #[test]
+    fn files_are_opened_from_settings() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings =
+            json!({ "path": folder.path().join("cache"), "bytes_max": 1 << 20, "touch_after": 5.0 });
+        let needs = Needs { durable: true, scan: true };
+        let files = Registry::with_defaults().open("files", settings, needs, &Clock::system()).unwrap();
+        assert_eq!(files.name(), "files");
     }
 
     #[cfg(feature = "sqlite")]

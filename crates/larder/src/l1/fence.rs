@@ -41,12 +41,23 @@ struct Stripe {
     set: AtomicU64,
 }
 
+/// The markers of a store by themselves. What it holds depends only on the calls of [`mark`](Self::mark) and
+/// [`raise_floor`](Self::raise_floor), so that a log of them makes the same markers in every process.
 #[derive(Debug, Default)]
-struct Markers {
+pub(crate) struct Markers {
     /// Everything written before is invalid, in every namespace.
     clear: u64,
     count: usize,
     namespaces: HashMap<Namespace, NamespaceMarkers>,
+}
+
+/// One kind of marker, as a log keeps it.
+#[cfg(all(feature = "files", unix))]
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Marker<'a> {
+    Clear,
+    Floor,
+    Tag(&'a str),
 }
 
 #[derive(Debug, Default)]
@@ -114,21 +125,7 @@ impl Fences {
     pub(crate) fn mark(&self, namespace: &Namespace, mark: &Mark) {
         let mut markers = self.markers.write();
         let pos = self.next();
-        let of_namespace = markers.namespaces.entry(namespace.clone()).or_default();
-        match mark {
-            Mark::Tag(tag) => {
-                if of_namespace.tags.insert(tag.clone(), pos).is_none() {
-                    markers.count += 1;
-                }
-            }
-            Mark::Clear => {
-                of_namespace.clear = pos;
-                // What was tagged before is invalid by the clear already.
-                let covered = std::mem::take(&mut of_namespace.tags).len();
-                markers.count -= covered;
-            }
-        }
-        markers.prune(pos);
+        markers.mark(namespace, mark, pos);
         self.marker_pos.store(pos, SeqCst);
     }
 
@@ -138,8 +135,7 @@ impl Fences {
         {
             let mut markers = self.markers.write();
             let pos = self.next();
-            markers.namespaces.entry(namespace.clone()).or_default().floor = pos;
-            markers.prune(pos);
+            markers.raise_floor(namespace, pos);
             if markers.clear == pos {
                 self.marker_pos.store(pos, SeqCst);
             }
@@ -206,12 +202,37 @@ impl StripeGuard<'_> {
 }
 
 impl Markers {
-    fn fences(&self, namespace: &Namespace, tags: &Tags, ticket_pos: u64) -> bool {
+    /// Invalidates a tag or a namespace at `pos`.
+    pub(crate) fn mark(&mut self, namespace: &Namespace, mark: &Mark, pos: u64) {
+        let of_namespace = self.namespaces.entry(namespace.clone()).or_default();
+        match mark {
+            Mark::Tag(tag) => {
+                if of_namespace.tags.insert(tag.clone(), pos).is_none() {
+                    self.count += 1;
+                }
+            }
+            Mark::Clear => {
+                of_namespace.clear = pos;
+                // What was tagged before is invalid by the clear already.
+                let covered = std::mem::take(&mut of_namespace.tags).len();
+                self.count -= covered;
+            }
+        }
+        self.prune(pos);
+    }
+
+    /// Refuses writes in the namespace that began before `pos`.
+    pub(crate) fn raise_floor(&mut self, namespace: &Namespace, pos: u64) {
+        self.namespaces.entry(namespace.clone()).or_default().floor = pos;
+        self.prune(pos);
+    }
+
+    pub(crate) fn fences(&self, namespace: &Namespace, tags: &Tags, ticket_pos: u64) -> bool {
         self.invalid(namespace, tags, ticket_pos).is_some()
             || (holds(Rule::Floor) && self.namespaces.get(namespace).is_some_and(|of| of.floor > ticket_pos))
     }
 
-    fn invalid(&self, namespace: &Namespace, tags: &Tags, seen: u64) -> Option<Miss> {
+    pub(crate) fn invalid(&self, namespace: &Namespace, tags: &Tags, seen: u64) -> Option<Miss> {
         if self.clear > seen {
             return Some(Miss::Cleared);
         }
@@ -221,6 +242,33 @@ impl Markers {
         }
         let is_removed = |tag| holds(Rule::Tag) && of_namespace.tags.get(tag).is_some_and(|&pos| pos > seen);
         tags.iter().any(is_removed).then_some(Miss::Tag)
+    }
+
+    /// What it takes to make the same markers again: calls of `tell` with a namespace (`None`: all) and what
+    /// was marked in it, in an order that [`restore`](Self::restore) takes.
+    #[cfg(all(feature = "files", unix))]
+    pub(crate) fn describe(&self, mut tell: impl FnMut(Option<&Namespace>, Marker<'_>, u64)) {
+        tell(None, Marker::Clear, self.clear);
+        for (namespace, of) in &self.namespaces {
+            tell(Some(namespace), Marker::Clear, of.clear);
+            tell(Some(namespace), Marker::Floor, of.floor);
+            of.tags.iter().for_each(|(tag, pos)| tell(Some(namespace), Marker::Tag(tag), *pos));
+        }
+    }
+
+    /// Takes one piece of what [`describe`](Self::describe) told; it is not pruned.
+    #[cfg(all(feature = "files", unix))]
+    pub(crate) fn restore(&mut self, namespace: Option<Namespace>, marker: Marker<'_>, pos: u64) {
+        let Some(namespace) = namespace else {
+            self.clear = pos;
+            return;
+        };
+        let of = self.namespaces.entry(namespace).or_default();
+        match marker {
+            Marker::Clear => of.clear = pos,
+            Marker::Floor => of.floor = pos,
+            Marker::Tag(tag) => self.count += usize::from(of.tags.insert(tag.into(), pos).is_none()),
+        }
     }
 
     fn prune(&mut self, pos: u64) {

@@ -7,10 +7,10 @@
 //! The database file itself is only ever opened by SQLite: closing any other descriptor of it would drop
 //! the locks that this process holds (POSIX).
 
-use super::Durability;
 use super::fault::{NAME, io_error, is_corrupt, to_error};
 use super::schema::{self, Kind};
 use super::store::Known;
+use crate::backend::{Durability, boot_id};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use rusqlite::{Connection, OpenFlags};
@@ -229,7 +229,7 @@ impl DataFile {
                 self.path.display()
             )));
         }
-        db.pragma_update(None, "synchronous", self.durability.pragma()).map_err(failed)?;
+        db.pragma_update(None, "synchronous", synchronous(self.durability)).map_err(failed)?;
         if self.durability == Durability::Power {
             // Only Apple's fsync leaves data in the drive's cache; elsewhere both are ignored.
             db.pragma_update(None, "fullfsync", true).map_err(failed)?;
@@ -358,11 +358,11 @@ fn unavailable(message: &'static str) -> Error {
     Error::new(ErrorKind::Unavailable, "open").backend(NAME).message(message)
 }
 
-/// What tells this boot of the machine from the one before. `None`, where it can't be known, means that
-/// unsynced commits are distrusted after every unclean end.
-pub(super) fn boot_id() -> Option<String> {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    Some(id.trim().to_owned()).filter(|id| !id.is_empty())
+fn synchronous(durability: Durability) -> &'static str {
+    match durability {
+        Durability::Power => "FULL",
+        Durability::Process => "NORMAL",
+    }
 }
 
 fn sibling(path: &Path, suffix: &str) -> PathBuf {

@@ -12,7 +12,6 @@ mod inline;
 mod mutate;
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod nowait;
-mod queue;
 mod reader;
 mod reclaim;
 mod schema;
@@ -22,7 +21,10 @@ mod writer;
 #[cfg(test)]
 mod refusals;
 
-use super::{Backend, Capabilities, Mark, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage};
+use super::queue::{Queue, lost};
+use super::{
+    Backend, Capabilities, Durability, Mark, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage,
+};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Namespace, Pattern};
@@ -32,17 +34,16 @@ use bytes::Bytes;
 use fault::NAME;
 use file::DataFile;
 use inline::{Inline, Shift};
-use queue::Queue;
 use reader::{Reader, Request, ScanOwned, ask};
 use reclaim::{Limits, Progress, Visited};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
-use writer::{Done, Job, Op, Writer, lost};
+use writer::{Done, Job, Op, Writer};
 
 pub use file::Incident;
 
@@ -50,28 +51,6 @@ pub use file::Incident;
 const GET_MANY_CHUNK: usize = 256;
 /// Largest envelope, in bytes: SQLite's own limit is a billion per row.
 const SEALED_BYTES_MAX: usize = 512 << 20;
-
-/// What an acknowledged write survives.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Durability {
-    /// A power loss: each commit is synced before it is acknowledged. The default, because "durable" must
-    /// not need a footnote; group commit makes it cheap for all but a lone writer.
-    #[default]
-    Power,
-    /// A crash or kill of the process, but not of the machine. After a power loss the file starts empty,
-    /// with a new incarnation: what was lost may have been a removal.
-    Process,
-}
-
-impl Durability {
-    fn pragma(self) -> &'static str {
-        match self {
-            Durability::Power => "FULL",
-            Durability::Process => "NORMAL",
-        }
-    }
-}
 
 /// The settings of a [`SqliteBackend`].
 #[derive(Clone, Debug, Deserialize)]
@@ -189,7 +168,7 @@ impl SqliteBackend {
     pub async fn open(options: SqliteOptions) -> Result<Self> {
         let (opened, opening) = oneshot::channel();
         spawn("larder-sqlite-o", move || drop(opened.send(Self::open_blocking(options))))?;
-        opening.await.unwrap_or_else(|_| Err(lost("open")))
+        opening.await.unwrap_or_else(|_| Err(lost(NAME, "open")))
     }
 
     /// [`open`](Self::open), on this thread.
@@ -208,8 +187,8 @@ impl SqliteBackend {
         } = options;
         let file = Arc::new(DataFile::new(path, durability, busy_timeout, clock.clone()));
         let conn = Some(file.open_writer()?);
-        let writes = Arc::new(Queue::new(busy_timeout));
-        let reads = Arc::new(Queue::new(busy_timeout));
+        let writes = Arc::new(Queue::new(NAME, busy_timeout));
+        let reads = Arc::new(Queue::new(NAME, busy_timeout));
         let visited = Arc::new(Visited::new());
         let shifts: Vec<Arc<Shift>> = (0..=readers).map(|_| Shift::new()).collect();
         let inline = Inline::new(inline_reads, file.clone(), clock.clone(), visited.clone(), shifts.clone());
@@ -282,7 +261,7 @@ impl SqliteBackend {
 
     async fn write(&self, op: Op) -> Result<Done> {
         let name = op.name();
-        self.queue(op).await?.await.unwrap_or_else(|_| Err(lost(name)))
+        self.queue(op).await?.await.unwrap_or_else(|_| Err(lost(NAME, name)))
     }
 
     /// Queues all, in order, then waits for all: they share commits.
@@ -294,7 +273,7 @@ impl SqliteBackend {
         let mut results = Vec::with_capacity(queued.len());
         for (name, answered) in queued {
             results.push(match answered {
-                Ok(answered) => answered.await.unwrap_or_else(|_| Err(lost(name))),
+                Ok(answered) => answered.await.unwrap_or_else(|_| Err(lost(NAME, name))),
                 Err(error) => Err(error),
             });
         }
@@ -345,7 +324,7 @@ impl Backend for SqliteBackend {
         let mut reads = Vec::with_capacity(keys.len());
         for (length, answered) in asked {
             let chunk = match answered {
-                Ok(answered) => answered.await.unwrap_or_else(|_| Err(lost("get"))),
+                Ok(answered) => answered.await.unwrap_or_else(|_| Err(lost(NAME, "get"))),
                 Err(error) => Err(error),
             };
             match chunk {
@@ -434,7 +413,7 @@ impl Backend for SqliteBackend {
         let mut ended = self.ended.clone();
         let result = match ended.wait_for(Option::is_some).await {
             Ok(result) => result.clone().unwrap_or(Ok(())),
-            Err(_) => Err(lost("close")),
+            Err(_) => Err(lost(NAME, "close")),
         };
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let (joined, joining) = oneshot::channel();

@@ -4,13 +4,12 @@
 //! runtime. The price is a hop to a thread and back; under load a thread takes several reads at once, in
 //! one transaction, which saves each the file locks and the row `store`.
 
-use super::fault::{is_corrupt, to_error};
+use super::fault::{NAME, is_corrupt, to_error};
 use super::file::{Conn, DataFile};
 use super::inline::{Inline, Shift};
-use super::queue::{Queue, Queued};
 use super::reclaim::Visited;
 use super::store::{self, Place, Store};
-use super::writer::lost;
+use crate::backend::queue::{Queue, Queued, lost};
 use crate::backend::{Cursor, Page, Read, Scan, Ticket, Usage};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -75,7 +74,7 @@ impl Reader {
                         "a reader thread panicked; what it was reading was answered with an error",
                         None,
                     );
-                    fail_all(batch, &lost("get"));
+                    fail_all(batch, &lost(NAME, "get"));
                 }
             }
             self.inline.renew();
@@ -234,7 +233,7 @@ pub(super) async fn ask<T>(
 ) -> Result<T> {
     let (answer, answered) = oneshot::channel();
     queue.push(operation, 0, request(Some(answer))).await?;
-    answered.await.unwrap_or_else(|_| Err(lost(operation)))
+    answered.await.unwrap_or_else(|_| Err(lost(NAME, operation)))
 }
 
 fn fail_all(batch: Vec<Queued<Request>>, error: &Error) {

@@ -4,14 +4,13 @@
 //! is being synced the next one gathers, so that 64 callers share one sync. A group that fails is rolled
 //! back and its operations run one by one, so that only those which fail alone are reported as failed.
 
-use super::Durability;
 use super::fault::{NAME, is_corrupt, kind_on, to_error};
-use super::file::{Conn, DataFile, boot_id};
+use super::file::{Conn, DataFile};
 use super::inline::Shift;
-use super::queue::{Queue, Queued};
 use super::reclaim::{Limits, Progress, SHRINK_STEPS, Visited};
 use super::store::{Place, Store};
-use crate::backend::{Mark, Put, PutOutcome, Removed};
+use crate::backend::queue::{Queue, Queued};
+use crate::backend::{Durability, Mark, Put, PutOutcome, Removed, boot_id};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Namespace, Pattern};
@@ -350,11 +349,4 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// The error of a caller whose answer never comes.
-pub(super) fn lost(operation: &'static str) -> Error {
-    Error::new(ErrorKind::Unavailable, operation)
-        .backend(NAME)
-        .message("the thread that serves it panicked or has ended")
 }

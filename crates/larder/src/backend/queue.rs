@@ -1,9 +1,8 @@
-//! What stands between the callers' tasks and the threads that own connections: a bounded queue.
+//! What stands between the callers' tasks and a backend's own threads: a bounded queue.
 //!
 //! Bounded by weight, because a thousand queued megabytes are no bound. A caller that finds it full waits
 //! for its turn, in order, for a limited time.
 
-use super::fault::NAME;
 use crate::error::{Error, ErrorKind, Result};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -23,6 +22,8 @@ pub(super) struct Queue<T> {
     ready: Condvar,
     permits: Arc<Semaphore>,
     wait_max: Duration,
+    /// The backend's name, for errors.
+    name: &'static str,
 }
 
 struct State<T> {
@@ -45,13 +46,22 @@ impl<T> Queued<T> {
     }
 }
 
+impl<T> Queued<T> {
+    /// Does the job, and then gives its place back.
+    #[cfg(all(feature = "files", unix))]
+    pub(super) fn run(self, work: impl FnOnce(T)) {
+        work(self.job);
+    }
+}
+
 impl<T> Queue<T> {
-    pub(super) fn new(wait_max: Duration) -> Self {
+    pub(super) fn new(name: &'static str, wait_max: Duration) -> Self {
         Queue {
             state: Mutex::new(State { jobs: VecDeque::new(), idle: 0, is_closed: false }),
             ready: Condvar::new(),
             permits: Arc::new(Semaphore::new(WEIGHT_MAX as usize)),
             wait_max,
+            name,
         }
     }
 
@@ -71,7 +81,7 @@ impl<T> Queue<T> {
         };
         let mut state = self.lock();
         if state.is_closed {
-            return Err(closed(operation));
+            return Err(closed(self.name, operation));
         }
         state.jobs.push_back(Queued { job, permit: Some(permit) });
         let is_awaited = state.idle > 0;
@@ -116,6 +126,11 @@ impl<T> Queue<T> {
         self.ready.notify_all();
     }
 
+    #[cfg(all(feature = "files", unix))]
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().is_closed
+    }
+
     /// Refuses new jobs and drops what is queued: nobody is there to do it.
     pub(super) fn abort(&self) {
         self.close();
@@ -128,11 +143,11 @@ impl<T> Queue<T> {
         let mut limit = crate::runtime::sleep(self.wait_max);
         std::future::poll_fn(|cx| {
             if let Poll::Ready(permit) = permit.as_mut().poll(cx) {
-                return Poll::Ready(permit.map_err(|_| closed(operation)));
+                return Poll::Ready(permit.map_err(|_| closed(self.name, operation)));
             }
             limit.as_mut().poll(cx).map(|()| {
                 Err(Error::new(ErrorKind::Overloaded, operation)
-                    .backend(NAME)
+                    .backend(self.name)
                     .message("the queue stayed full for the busy timeout"))
             })
         })
@@ -144,6 +159,11 @@ impl<T> Queue<T> {
     }
 }
 
-pub(super) fn closed(operation: &'static str) -> Error {
-    Error::new(ErrorKind::Closed, operation).backend(NAME)
+fn closed(name: &'static str, operation: &'static str) -> Error {
+    Error::new(ErrorKind::Closed, operation).backend(name)
+}
+
+/// The error of a caller whose answer never comes.
+pub(super) fn lost(name: &'static str, operation: &'static str) -> Error {
+    Error::new(ErrorKind::Unavailable, operation).backend(name).message("the thread that serves it has ended")
 }
