@@ -14,17 +14,30 @@ use std::fmt;
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+#[cfg(any(feature = "sqlite", all(feature = "jsonl", unix)))]
+mod durability;
+#[cfg(all(feature = "jsonl", unix))]
+mod jsonl;
 mod memory;
+#[cfg(any(feature = "sqlite", all(feature = "jsonl", unix)))]
+mod queue;
 #[cfg(feature = "registry")]
 mod registry;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+#[cfg(any(feature = "sqlite", all(feature = "jsonl", unix)))]
+pub use durability::Durability;
+#[cfg(all(feature = "jsonl", unix))]
+pub use jsonl::{JsonlBackend, JsonlOptions};
+#[cfg(all(fuzzing, feature = "jsonl", unix))]
+#[doc(hidden)]
+pub use jsonl::check_line;
 pub use memory::{MemoryBackend, MemoryOptions};
 #[cfg(feature = "registry")]
 pub use registry::{Needs, Registry};
 #[cfg(feature = "sqlite")]
-pub use sqlite::{Durability, Incident, SqliteBackend, SqliteOptions};
+pub use sqlite::{Incident, SqliteBackend, SqliteOptions};
 
 /// A moment in one store's own order: what a reader saw before it began.
 ///

@@ -7,7 +7,7 @@
 //! The database file itself is only ever opened by SQLite: closing any other descriptor of it would drop
 //! the locks that this process holds (POSIX).
 
-use super::Durability;
+use crate::backend::durability::{Durability, boot_id};
 use super::fault::{NAME, io_error, is_corrupt, to_error};
 use super::schema::{self, Kind};
 use crate::clock::Clock;
@@ -340,13 +340,6 @@ enum Checked {
 
 fn unavailable(message: &'static str) -> Error {
     Error::new(ErrorKind::Unavailable, "open").backend(NAME).message(message)
-}
-
-/// What tells this boot of the machine from the one before. `None`, where it can't be known, means that
-/// unsynced commits are distrusted after every unclean end.
-pub(super) fn boot_id() -> Option<String> {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    Some(id.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
 fn sibling(path: &Path, suffix: &str) -> PathBuf {

@@ -9,13 +9,14 @@
 mod fault;
 mod file;
 mod mutate;
-mod queue;
 mod reader;
 mod reclaim;
 mod schema;
 mod store;
 mod writer;
 
+use super::durability::Durability;
+use super::queue::Queue;
 use super::{Backend, Capabilities, Mark, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -25,10 +26,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fault::NAME;
 use file::DataFile;
-use queue::Queue;
 use reader::{Reader, Request, ScanOwned, ask};
 use reclaim::{Limits, Progress, Visited};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,19 +43,6 @@ pub use file::Incident;
 const GET_MANY_CHUNK: usize = 256;
 /// Largest envelope, in bytes: SQLite's own limit is a billion per row.
 const SEALED_BYTES_MAX: usize = 512 << 20;
-
-/// What an acknowledged write survives.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Durability {
-    /// A power loss: each commit is synced before it is acknowledged. The default, because "durable" must
-    /// not need a footnote; group commit makes it cheap for all but a lone writer.
-    #[default]
-    Power,
-    /// A crash or kill of the process, but not of the machine. After a power loss the file starts empty,
-    /// with a new incarnation: what was lost may have been a removal.
-    Process,
-}
 
 impl Durability {
     fn pragma(self) -> &'static str {
@@ -186,8 +173,8 @@ impl SqliteBackend {
         } = options;
         let file = Arc::new(DataFile::new(path, durability, busy_timeout, clock.clone()));
         let conn = Some(file.open_writer()?);
-        let writes = Arc::new(Queue::new(busy_timeout));
-        let reads = Arc::new(Queue::new(busy_timeout));
+        let writes = Arc::new(Queue::new(NAME, busy_timeout));
+        let reads = Arc::new(Queue::new(NAME, busy_timeout));
         let visited = Arc::new(Visited::new());
         let (end, ended) = watch::channel(None);
         let backend = SqliteBackend {

@@ -6,10 +6,10 @@
 
 use super::fault::{is_corrupt, to_error};
 use super::file::{Conn, DataFile};
-use super::queue::{Queue, Queued};
 use super::reclaim::Visited;
 use super::store::{Place, Store};
 use super::writer::lost;
+use crate::backend::queue::{Queue, Queued};
 use crate::backend::{Cursor, Page, Read, Scan, Ticket, Usage};
 use crate::clock::Clock;
 use crate::error::{Error, Result};

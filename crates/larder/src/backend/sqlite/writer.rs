@@ -4,12 +4,12 @@
 //! is being synced the next one gathers, so that 64 callers share one sync. A group that fails is rolled
 //! back and its operations run one by one, so that only those which fail alone are reported as failed.
 
-use super::Durability;
 use super::fault::{NAME, is_corrupt, to_error};
-use super::file::{Conn, DataFile, boot_id};
-use super::queue::{Queue, Queued};
+use super::file::{Conn, DataFile};
 use super::reclaim::{Limits, Progress, Visited};
 use super::store::{Place, Store};
+use crate::backend::durability::{Durability, boot_id};
+use crate::backend::queue::{Queue, Queued};
 use crate::backend::{Mark, Put, PutOutcome, Removed};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};

@@ -1,9 +1,8 @@
-//! What stands between the callers' tasks and the threads that own connections: a bounded queue.
+//! What stands between the callers' tasks and the threads that do the file I/O: a bounded queue.
 //!
 //! Bounded by weight, because a thousand queued megabytes are no bound. A caller that finds it full waits
 //! for its turn, in order, for a limited time.
 
-use super::fault::NAME;
 use crate::error::{Error, ErrorKind, Result};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -23,6 +22,8 @@ pub(super) struct Queue<T> {
     ready: Condvar,
     permits: Arc<Semaphore>,
     wait_max: Duration,
+    /// The backend's, for errors.
+    name: &'static str,
 }
 
 struct State<T> {
@@ -35,19 +36,22 @@ struct State<T> {
 /// A job, and its share of the bound until it is dropped.
 pub(super) struct Queued<T> {
     pub(super) job: T,
+    #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "held for its drop"))]
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl<T> Queued<T> {
     /// The same place in the bound for what is left of the job.
+    #[cfg(feature = "sqlite")]
     pub(super) fn map(self, left: impl FnOnce(T) -> T) -> Self {
         Queued { job: left(self.job), permit: self.permit }
     }
 }
 
 impl<T> Queue<T> {
-    pub(super) fn new(wait_max: Duration) -> Self {
+    pub(super) fn new(name: &'static str, wait_max: Duration) -> Self {
         Queue {
+            name,
             state: Mutex::new(State { jobs: VecDeque::new(), idle: 0, is_closed: false }),
             ready: Condvar::new(),
             permits: Arc::new(Semaphore::new(WEIGHT_MAX as usize)),
@@ -71,7 +75,7 @@ impl<T> Queue<T> {
         };
         let mut state = self.lock();
         if state.is_closed {
-            return Err(closed(operation));
+            return Err(self.closed(operation));
         }
         state.jobs.push_back(Queued { job, permit: Some(permit) });
         let is_awaited = state.idle > 0;
@@ -83,12 +87,14 @@ impl<T> Queue<T> {
     }
 
     /// Puts what is left of a job at the end, also when the queue is closed.
+    #[cfg(feature = "sqlite")]
     pub(super) fn push_back(&self, queued: Queued<T>) {
         self.lock().jobs.push_back(queued);
         self.ready.notify_one();
     }
 
     /// Queues work of the backend's own, outside of the bound.
+    #[cfg(feature = "sqlite")]
     pub(super) fn push_own(&self, job: T) {
         self.push_back(Queued { job, permit: None });
     }
@@ -128,22 +134,22 @@ impl<T> Queue<T> {
         let mut limit = crate::runtime::sleep(self.wait_max);
         std::future::poll_fn(|cx| {
             if let Poll::Ready(permit) = permit.as_mut().poll(cx) {
-                return Poll::Ready(permit.map_err(|_| closed(operation)));
+                return Poll::Ready(permit.map_err(|_| self.closed(operation)));
             }
             limit.as_mut().poll(cx).map(|()| {
                 Err(Error::new(ErrorKind::Overloaded, operation)
-                    .backend(NAME)
+                    .backend(self.name)
                     .message("the queue stayed full for the busy timeout"))
             })
         })
         .await
     }
 
+    fn closed(&self, operation: &'static str) -> Error {
+        Error::new(ErrorKind::Closed, operation).backend(self.name)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-pub(super) fn closed(operation: &'static str) -> Error {
-    Error::new(ErrorKind::Closed, operation).backend(NAME)
 }
