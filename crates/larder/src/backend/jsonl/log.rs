@@ -314,11 +314,9 @@ impl Log {
         self.end.saturating_sub(self.index.bytes)
     }
 
-    /// The file was rewritten: positions stay, single fences are forgotten.
+    /// The file was rewritten. It no longer tells of single removals, so whoever reads it anew refuses more
+    /// than this log, which still knows them.
     pub(super) fn moved_to(&mut self, file: Arc<File>, id: (u64, u64), end: u64) {
-        let Ticket { inc, pos } = self.ticket();
-        self.fences = Fences::resumed(inc, pos);
-        self.prev = WIDE;
         self.lines = 1 + self.index.len();
         (self.file, self.id, self.end, self.kept_end) = (file, id, end, end);
     }

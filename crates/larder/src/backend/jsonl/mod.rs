@@ -43,8 +43,8 @@
 //! do it again does no harm. A pattern is one line, carried out by whoever reads it.
 //!
 //! *Rewriting*, when more bytes are dead than alive: live entries behind a new first line, synced, renamed
-//! into place. It forgets single fences, and refuses instead all that began before its position: at worst a
-//! miss. Other processes notice the new file by device and inode before each use.
+//! into place. The file then tells of no single removal, and who reads it anew refuses all that began before
+//! its position: at worst a miss. Markers are not kept, since what they invalidated is not copied. Other processes notice the new file by device and inode before each use.
 //!
 //! *Damage.* An unfinished last line is cut: nobody was told of it. Any other line that is damaged goes to
 //! the quarantine, and may have been a removal. If the positions show that it was none, it is dropped. If
