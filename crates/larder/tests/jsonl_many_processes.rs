@@ -46,7 +46,8 @@ async fn work(process: u64, path: &Path) {
     let backend = open_with(path, durability).await.unwrap();
     let mut random = fastrand::Rng::with_seed(process);
     let stamps = StampClock::new(process as u32);
-    let seconds = std::env::var("LARDER_PROCESSES_SECONDS").map_or(SECONDS, |seconds| seconds.parse().unwrap());
+    let seconds =
+        std::env::var("LARDER_PROCESSES_SECONDS").map_or(SECONDS, |seconds| seconds.parse().unwrap());
     let until = now() + seconds * 1_000_000_000;
     for n in (0..).take_while(|_| now() < until) {
         let k = random.u64(..KEYS);

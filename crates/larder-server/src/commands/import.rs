@@ -43,13 +43,14 @@ struct Counts {
 impl Import {
     /// Entries that expired since are passed over. Where the same key has a later stamp, that one stays.
     pub(crate) async fn run(self) -> Result<Outcome, Failure> {
-        let input: Box<dyn Read> = if self.file.as_os_str() == "-" {
-            Box::new(std::io::stdin().lock())
-        } else {
-            Box::new(File::open(&self.file).map_err(|error| {
-                Failure::new(format!("{} can't be read: {error}", self.file.display()))
-            })?)
-        };
+        let input: Box<dyn Read> =
+            if self.file.as_os_str() == "-" {
+                Box::new(std::io::stdin().lock())
+            } else {
+                Box::new(File::open(&self.file).map_err(|error| {
+                    Failure::new(format!("{} can't be read: {error}", self.file.display()))
+                })?)
+            };
         let mut lines = Lines { input: BufReader::new(input), number: 0 };
         let counts = match &self.to {
             Some(place) => into_backend(&mut lines, &*transfer::open(place, false).await?).await?,

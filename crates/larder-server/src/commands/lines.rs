@@ -135,7 +135,9 @@ impl Line {
         let (fresh, revalidate, gone) =
             (time(self.fresh_until_ms), time(self.revalidate_until_ms), time(self.gone_at_ms));
         if fresh > revalidate || revalidate > gone {
-            return Err("fresh_until_ms, revalidate_until_ms and gone_at_ms must follow each other".to_owned());
+            return Err(
+                "fresh_until_ms, revalidate_until_ms and gone_at_ms must follow each other".to_owned()
+            );
         }
         Ok(Meta {
             kind: if self.is_load { EntryKind::Load } else { EntryKind::Set },

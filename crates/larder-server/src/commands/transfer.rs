@@ -50,8 +50,8 @@ pub(super) async fn open(place: &str, is_source: bool) -> Result<Arc<dyn Backend
     }
     let (name, settings) = (name.to_owned(), serde_json::json!({ "path": path }));
     let needs = Needs { durable: true, scan: true };
-    let opened =
-        tokio::task::spawn_blocking(move || registry.open(&name, settings, needs, &Clock::system())).await??;
+    let opened = tokio::task::spawn_blocking(move || registry.open(&name, settings, needs, &Clock::system()))
+        .await??;
     if is_source && let Some(note) = opened.notes().first() {
         // What was set aside or mended is not what was asked for.
         return Err(Failure::new(format!("{place}: {note}")));
@@ -165,9 +165,10 @@ pub(super) async fn deliver(to: &dyn Backend, mut entries: Vec<Carried>) -> Resu
 
 /// A bar over so many entries; silent when the error output is no terminal.
 pub(super) fn progress(what: &'static str, entries: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix:>9} [{bar:32}] {human_pos}/{human_len} entries, {eta} left")
-        .expect("the template is valid")
-        .progress_chars("=> ");
+    let style =
+        ProgressStyle::with_template("{prefix:>9} [{bar:32}] {human_pos}/{human_len} entries, {eta} left")
+            .expect("the template is valid")
+            .progress_chars("=> ");
     ProgressBar::new(entries).with_style(style).with_prefix(what)
 }
 

@@ -28,11 +28,11 @@ mod sqlite;
 
 #[cfg(any(feature = "sqlite", all(feature = "jsonl", unix)))]
 pub use durability::Durability;
-#[cfg(all(feature = "jsonl", unix))]
-pub use jsonl::{JsonlBackend, JsonlOptions};
 #[cfg(all(fuzzing, feature = "jsonl", unix))]
 #[doc(hidden)]
 pub use jsonl::check_line;
+#[cfg(all(feature = "jsonl", unix))]
+pub use jsonl::{JsonlBackend, JsonlOptions};
 pub use memory::{MemoryBackend, MemoryOptions};
 #[cfg(feature = "registry")]
 pub use registry::{Needs, Registry};

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use bytes::Bytes;
-use larder::backend::{Backend, Durability, Put, PutOutcome, JsonlBackend, JsonlOptions, Ticket};
+use larder::backend::{Backend, Durability, JsonlBackend, JsonlOptions, Put, PutOutcome, Ticket};
 use larder::clock::NEVER_MS;
 use larder::entry::{EntryKind, Meta, Tags};
 use larder::key::{EntryKey, Namespace};

@@ -92,7 +92,19 @@ impl Log {
     ) -> Self {
         let fences = Fences::resumed(inc, pos);
         let index = Index::default();
-        Log { file, id, end: 0, lines: 0, kept_end: 0, fences, prev: WIDE, index, last_stamp, unsynced, now_ms }
+        Log {
+            file,
+            id,
+            end: 0,
+            lines: 0,
+            kept_end: 0,
+            fences,
+            prev: WIDE,
+            index,
+            last_stamp,
+            unsynced,
+            now_ms,
+        }
     }
 
     /// Reads a whole file.
@@ -172,14 +184,19 @@ impl Log {
         Ok(is_sound && !tail.is_damaged)
     }
 
-    fn begin(line: &Line<'_>, file: Arc<File>, id: (u64, u64), bytes: usize, now_ms: u64) -> Result<Log, Ending> {
+    fn begin(
+        line: &Line<'_>,
+        file: Arc<File>,
+        id: (u64, u64),
+        bytes: usize,
+        now_ms: u64,
+    ) -> Result<Log, Ending> {
         let Some(shard) = &line.shard else { return Err(Ending::Foreign) };
         if shard.version > VERSION {
             return Err(Ending::Newer);
         }
         let ShardLine { inc, kept_bytes, last_stamp, .. } = shard;
-        let last_stamp =
-            last_stamp.as_deref().map(stamp).transpose().map_err(|Nonsense| Ending::Foreign)?;
+        let last_stamp = last_stamp.as_deref().map(stamp).transpose().map_err(|Nonsense| Ending::Foreign)?;
         let unsynced = line.boot.as_deref().map(str::to_owned);
         let mut log = Log::empty(file, id, *inc, line.at, last_stamp, unsynced, now_ms);
         log.end = bytes as u64;
@@ -233,9 +250,8 @@ impl Log {
                 let (namespace, pattern) = (line.namespace()?, line.pattern()?);
                 self.fences.raise_floor(&namespace);
                 self.prev = WIDE;
-                self.index.remove_where(|key, _| {
-                    key.namespace() == &namespace && pattern.matches(&key.text())
-                });
+                self.index
+                    .remove_where(|key, _| key.namespace() == &namespace && pattern.matches(&key.text()));
             }
             Op::Drop => drop(self.index.remove(&line.entry_key()?)),
             Op::Unsynced => self.unsynced = Some(line.boot.as_deref().unwrap_or_default().to_owned()),

@@ -260,13 +260,8 @@ impl JsonlBackend {
         }
         let left = Arc::new(Mutex::new((count, Ok(()))));
         for (shard, queue) in backend.shards.iter().zip(&backend.writes) {
-            let writer = Writer {
-                shard: shard.clone(),
-                queue: queue.clone(),
-                durability,
-                limits,
-                rewrite_at: 0,
-            };
+            let writer =
+                Writer { shard: shard.clone(), queue: queue.clone(), durability, limits, rewrite_at: 0 };
             let (left, end) = (left.clone(), end.clone());
             threads.push(spawn("larder-jsonl-w", move || {
                 let result = writer.run();
@@ -345,8 +340,7 @@ impl JsonlBackend {
         let tags: usize = put.meta.tags.iter().map(str::len).sum();
         let sealed = put.sealed.len() as u64;
         // Base64, and what JSON escapes of key and tags.
-        let bytes =
-            LINE_FIELDS_BYTES + 2 * (put.key.as_bytes().len() + tags) as u64 + sealed.div_ceil(3) * 4;
+        let bytes = LINE_FIELDS_BYTES + 2 * (put.key.as_bytes().len() + tags) as u64 + sealed.div_ceil(3) * 4;
         if bytes > self.line_bytes_max {
             return Err(Error::new(ErrorKind::TooLarge, "put").backend(NAME).key(&put.key.text()).message(
                 format!("the line takes {bytes} bytes; at most {} are allowed", self.line_bytes_max),
@@ -519,9 +513,7 @@ impl Backend for JsonlBackend {
     }
 
     async fn namespaces(&self) -> Result<Vec<Namespace>> {
-        let all = self
-            .ask_all("scan", |log| log.index.namespaces().cloned().collect::<Vec<_>>())
-            .await?;
+        let all = self.ask_all("scan", |log| log.index.namespaces().cloned().collect::<Vec<_>>()).await?;
         Ok(all.into_iter().flatten().collect::<BTreeSet<_>>().into_iter().collect())
     }
 

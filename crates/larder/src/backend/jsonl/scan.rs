@@ -38,7 +38,9 @@ pub(super) fn walk(
         let known = length(window.peek(START.len() + 8)?);
         if let Some(length) = known {
             let bytes = window.peek(length)?;
-            if bytes.len() >= length && let Some(line) = Line::read(&bytes[..length]) {
+            if bytes.len() >= length
+                && let Some(line) = Line::read(&bytes[..length])
+            {
                 if !visit(here, length, Found::Line(line)) {
                     return Ok(End { offset: here, is_damaged: false });
                 }

@@ -332,8 +332,8 @@ impl Shard {
             Change::Put(put) => Ok(Done::Put(self.put(log, put, out))),
             Change::Remove(key) => {
                 let found = log.index.get(key);
-                let was_valid = found
-                    .is_some_and(|slot| log.why_invalid(key.namespace(), slot, log.now_ms).is_none());
+                let was_valid =
+                    found.is_some_and(|slot| log.why_invalid(key.namespace(), slot, log.now_ms).is_none());
                 remove(log, key, out);
                 Ok(Done::Removed(if was_valid { Removed::Existed } else { Removed::Absent }))
             }
@@ -380,8 +380,7 @@ impl Shard {
             .index
             .get(key)
             .filter(|slot| {
-                slot.kind == EntryKind::Set
-                    && log.why_invalid(key.namespace(), slot, log.now_ms).is_none()
+                slot.kind == EntryKind::Set && log.why_invalid(key.namespace(), slot, log.now_ms).is_none()
             })
             .map(|slot| slot.stamp);
         // Before the fences: a refused set acts as a removal, which a later set doesn't deserve.

@@ -166,7 +166,11 @@ async fn tour(backend: &JsonlBackend, n: &mut u64, allowed: &mut Allowed) {
             }
             let is_done = backend.mark(&namespace(), &Mark::Tag("tag of c".into())).await.is_ok();
             let c = allowed.get_mut("c").unwrap();
-            if is_done { *c = vec![None] } else { c.push(None) }
+            if is_done {
+                *c = vec![None]
+            } else {
+                c.push(None)
+            }
             let is_done = backend.remove_matching(&namespace(), &Pattern::new("a*").unwrap()).await.is_ok();
             let a = allowed.get_mut("a").unwrap();
             if is_done { *a = vec![None] } else { a.push(None) }
@@ -182,12 +186,8 @@ async fn tour(backend: &JsonlBackend, n: &mut u64, allowed: &mut Allowed) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_fault_at_any_step_makes_a_lie() {
-    let faults = [
-        Fault::Errno(libc::ENOSPC),
-        Fault::Errno(libc::EIO),
-        Fault::Errno(libc::EACCES),
-        Fault::Short,
-    ];
+    let faults =
+        [Fault::Errno(libc::ENOSPC), Fault::Errno(libc::EIO), Fault::Errno(libc::EACCES), Fault::Short];
     // What is unsynced differs only in who syncs when: one kind of error shows that.
     let runs = faults.map(|fault| (Durability::Power, fault)).into_iter();
     for (durability, fault) in runs.chain([(Durability::Process, Fault::Errno(libc::EIO))]) {
@@ -214,7 +214,10 @@ async fn no_fault_at_any_step_makes_a_lie() {
                     let again = JsonlBackend::open_blocking(opened()).unwrap();
                     for (name, states) in &allowed {
                         let found = read(&again, name).await.unwrap();
-                        assert!(states.contains(&found), "{fault:?} at {at}: {name}: {found:?} of {states:?}");
+                        assert!(
+                            states.contains(&found),
+                            "{fault:?} at {at}: {name}: {found:?} of {states:?}"
+                        );
                     }
                     assert_eq!(read(&again, "after").await.unwrap().unwrap(), "well", "{fault:?} at {at}");
                     again.close().await.unwrap();
@@ -309,8 +312,9 @@ async fn a_flipped_byte_brings_nothing_back_and_is_quarantined_with_its_line() {
     let last = states.last().unwrap();
     let quarantine = folder.path().join("quarantine.jsonl");
     let mut kept = 0;
-    let starts: Vec<usize> =
-        std::iter::once(0).chain(bytes.iter().enumerate().filter(|b| *b.1 == b'\n').map(|b| b.0 + 1)).collect();
+    let starts: Vec<usize> = std::iter::once(0)
+        .chain(bytes.iter().enumerate().filter(|b| *b.1 == b'\n').map(|b| b.0 + 1))
+        .collect();
     for (number, line) in starts.windows(2).enumerate() {
         // Every byte of the prefix, each seventh of the rest, and the newline.
         for at in (line[0]..line[1]).filter(|at| at - line[0] < 44 || at % 7 == 0 || *at == line[1] - 1) {
@@ -380,7 +384,8 @@ async fn another_process_takes_over_what_was_rewritten_and_its_old_tickets_are_r
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lock_that_is_held_is_an_error_and_never_an_empty_shard() {
     let folder = tempfile::tempdir().unwrap();
-    let options = JsonlOptions { busy_timeout: std::time::Duration::from_millis(50), ..options(folder.path()) };
+    let options =
+        JsonlOptions { busy_timeout: std::time::Duration::from_millis(50), ..options(folder.path()) };
     let backend = JsonlBackend::open_blocking(options).unwrap();
     set(&backend, "k", "v", 1).await.unwrap();
     let lock = File::open(super::shard_path(folder.path(), 0, 1).with_extension("lock")).unwrap();

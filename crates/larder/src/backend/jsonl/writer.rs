@@ -92,7 +92,10 @@ impl Writer {
                 .backend(NAME)
                 .message("the outcome is unknown: the file could not be synced")
                 .source(error);
-            results.iter_mut().filter(|result| result.is_ok()).for_each(|result| *result = Err(error.clone()));
+            results
+                .iter_mut()
+                .filter(|result| result.is_ok())
+                .for_each(|result| *result = Err(error.clone()));
         }
         for (queued, result) in group.into_iter().zip(results) {
             queued.job.finish(result);
@@ -140,7 +143,8 @@ impl Writer {
         let count = ends.iter().scan(0, |last, end| Some(std::mem::replace(last, *end) != *end));
         log.passed(lines.len() as u64, count.filter(|is_line| *is_line).count() as u64);
         self.evict(log);
-        let mut unsynced = (self.durability == Durability::Power && !lines.is_empty()).then(|| log.file.clone());
+        let mut unsynced =
+            (self.durability == Durability::Power && !lines.is_empty()).then(|| log.file.clone());
         let is_due = log.dead_bytes() > log.index.bytes.max(DEAD_BYTES_MIN) && log.end >= self.rewrite_at;
         if is_due {
             let end = log.end;
@@ -180,9 +184,7 @@ impl Writer {
 
     fn evict(&self, log: &mut Log) {
         let is_over = |log: &Log, percent: u64| {
-            let over = |value: u64, max: u64| {
-                u128::from(value) * 100 > u128::from(max) * u128::from(percent)
-            };
+            let over = |value: u64, max: u64| u128::from(value) * 100 > u128::from(max) * u128::from(percent);
             over(log.index.len(), self.limits.entries) || over(log.index.bytes, self.limits.bytes)
         };
         if is_over(log, 100) {

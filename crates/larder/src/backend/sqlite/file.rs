@@ -7,9 +7,9 @@
 //! The database file itself is only ever opened by SQLite: closing any other descriptor of it would drop
 //! the locks that this process holds (POSIX).
 
-use crate::backend::durability::{Durability, boot_id};
 use super::fault::{NAME, io_error, is_corrupt, to_error};
 use super::schema::{self, Kind};
+use crate::backend::durability::{Durability, boot_id};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use rusqlite::{Connection, OpenFlags};
