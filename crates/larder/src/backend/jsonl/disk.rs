@@ -95,9 +95,7 @@ impl Disk {
 
     pub(super) fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> Result<(), Torn> {
         #[cfg(test)]
-        if let Err(torn) = self.faults.write(file, bytes, offset) {
-            return Err(torn);
-        }
+        self.faults.write(file, bytes, offset)?;
         let mut written = 0;
         while written < bytes.len() {
             match file.write_at(&bytes[written..], offset + written as u64) {

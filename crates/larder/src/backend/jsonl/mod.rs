@@ -44,7 +44,8 @@
 //!
 //! *Rewriting*, when more bytes are dead than alive: live entries behind a new first line, synced, renamed
 //! into place. The file then tells of no single removal, and who reads it anew refuses all that began before
-//! its position: at worst a miss. Markers are not kept, since what they invalidated is not copied. Other processes notice the new file by device and inode before each use.
+//! its position: at worst a miss. Markers are not kept, since what they invalidated is not copied. Other
+//! processes notice the new file by device and inode before each use.
 //!
 //! *Damage.* An unfinished last line is cut: nobody was told of it. Any other line that is damaged goes to
 //! the quarantine, and may have been a removal. If the positions show that it was none, it is dropped. If
@@ -56,6 +57,7 @@ mod disk;
 mod index;
 mod line;
 mod log;
+mod options;
 mod quarantine;
 mod reader;
 mod scan;
@@ -64,12 +66,10 @@ mod shard;
 mod tests;
 mod writer;
 
-use super::durability::Durability;
 use super::queue::Queue;
 use super::{
     Backend, Capabilities, Cursor, Listed, Mark, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage,
 };
-use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Namespace, Pattern};
 use crate::stamp::Stamp;
@@ -79,16 +79,16 @@ use disk::{Disk, NAME, io_error};
 use line::LINE_BYTES_MAX;
 use quarantine::Quarantine;
 use reader::Request;
-use serde::Deserialize;
 use shard::{Change, Done, Shard, shard_path};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use writer::{Job, Limits, Writer, lost};
+
+pub use options::JsonlOptions;
 
 /// Most keys of one request to a reader.
 const GET_MANY_CHUNK: usize = 256;
@@ -96,78 +96,6 @@ const GET_MANY_CHUNK: usize = 256;
 const SCANNED_MAX: usize = 1000;
 /// What an entry's line has beside key, tags and envelope, at most.
 const LINE_FIELDS_BYTES: u64 = 512;
-
-/// The settings of a [`JsonlBackend`].
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct JsonlOptions {
-    /// The folder. It is made if it is missing, for the owner only.
-    pub path: PathBuf,
-    /// Shards of a new folder, 1 to 99; a folder that is there keeps its number. 4 by default: each has a file,
-    /// a thread and a sync of its own, so more of them spread writers and make rewriting smaller, and cost a
-    /// sync each for a removal by tag.
-    #[serde(default = "shards")]
-    pub shards: usize,
-    /// What an acknowledged write survives. [`Durability::Power`] by default.
-    #[serde(default)]
-    pub durability: Durability,
-    /// Where the time comes from. The system by default.
-    #[serde(skip)]
-    pub clock: Clock,
-    /// Most entries; `None`, the default, is unlimited. Split evenly over the shards.
-    #[serde(default)]
-    pub entries_max: Option<u64>,
-    /// Most bytes of the lines of entries; the files are up to twice as large and 256 KiB a shard. `None`, the
-    /// default, is unlimited. Split evenly over the shards, so an entry takes at most a share of it.
-    #[serde(default)]
-    pub bytes_max: Option<u64>,
-    /// Threads that read, 1 to 64. 2 by default: one slow read then stops nobody.
-    #[serde(default = "readers")]
-    pub readers: usize,
-    /// Longest wait for another process's lock, and for a place in the queue. 5 seconds by default.
-    #[serde(default = "busy_timeout", with = "crate::options::seconds")]
-    pub busy_timeout: Duration,
-}
-
-fn shards() -> usize {
-    4
-}
-
-fn readers() -> usize {
-    2
-}
-
-fn busy_timeout() -> Duration {
-    Duration::from_secs(5)
-}
-
-impl JsonlOptions {
-    /// The defaults, for a folder.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        JsonlOptions {
-            path: path.into(),
-            shards: shards(),
-            durability: Durability::default(),
-            clock: Clock::system(),
-            entries_max: None,
-            bytes_max: None,
-            readers: readers(),
-            busy_timeout: busy_timeout(),
-        }
-    }
-
-    fn check(&self) -> Result<()> {
-        let refuse =
-            |message: String| Err(Error::new(ErrorKind::Config, "open").backend(NAME).message(message));
-        if !(1..=99).contains(&self.shards) {
-            return refuse(format!("shards is {}; 1 to 99 are allowed", self.shards));
-        }
-        if !(1..=64).contains(&self.readers) {
-            return refuse(format!("readers is {}; 1 to 64 are allowed", self.readers));
-        }
-        Ok(())
-    }
-}
 
 /// A tier in a folder of readable lines.
 ///
@@ -554,7 +482,7 @@ impl Backend for JsonlBackend {
         self.quarantine.notes()
     }
 
-    /// Waits for the end of what is queued; with [`Durability::Process`] syncs it.
+    /// Waits for the end of what is queued; with [`Durability::Process`](crate::backend::Durability::Process) syncs it.
     async fn close(&self) -> Result<()> {
         self.reads.close();
         self.writes.iter().for_each(|queue| queue.close());

@@ -11,6 +11,7 @@ use std::io;
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// What stands at a place of the file.
+#[expect(clippy::large_enum_variant, reason = "it lives on the stack for one call")]
 pub(super) enum Found<'a> {
     Line(Line<'a>),
     Damage(&'a [u8]),

@@ -153,16 +153,16 @@ impl Shard {
         }
         if !is_current {
             let known = state.take();
-            *state = Some(self.open_locked(known, operation)?);
+            *state = Some(self.open_locked(known.as_ref(), operation)?);
         }
         Ok(state.as_mut().expect("it was just filled in"))
     }
 
-    fn open_locked(&self, known: Option<Log>, operation: &'static str) -> Result<Log> {
+    fn open_locked(&self, known: Option<&Log>, operation: &'static str) -> Result<Log> {
         let failed = |error| io_error(operation, error);
         let now_ms = self.clock.wall_ms();
         let stat = self.disk.stat(&self.path).map_err(failed)?;
-        let last_known = known.as_ref().and_then(|log| log.last_stamp);
+        let last_known = known.and_then(|log| log.last_stamp);
         if stat.is_none_or(|stat| stat.bytes == 0) {
             if known.is_some() {
                 self.note("the file was deleted or emptied while it was open; begun anew");
@@ -174,7 +174,7 @@ impl Shard {
             Reading::Sound(log) if self.lost_power(&log) => {
                 ("the machine went down with lines that were not synced", log.last_stamp, Vec::new())
             }
-            Reading::Sound(log) if went_back(known.as_ref(), &log) => {
+            Reading::Sound(log) if went_back(known, &log) => {
                 ("the file is older than it was", log.last_stamp, Vec::new())
             }
             Reading::Sound(log) => {
@@ -183,7 +183,7 @@ impl Shard {
                 }
                 return Ok(log);
             }
-            Reading::Mended(log, damages) if !self.lost_power(&log) && !went_back(known.as_ref(), &log) => {
+            Reading::Mended(log, damages) if !self.lost_power(&log) && !went_back(known, &log) => {
                 self.keep(&damages);
                 self.note("damaged lines were quarantined, the rest was kept");
                 let mut state = Some(log);
