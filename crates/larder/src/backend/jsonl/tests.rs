@@ -167,9 +167,9 @@ async fn tour(backend: &JsonlBackend, n: &mut u64, allowed: &mut Allowed) {
             let is_done = backend.mark(&namespace(), &Mark::Tag("tag of c".into())).await.is_ok();
             let c = allowed.get_mut("c").unwrap();
             if is_done {
-                *c = vec![None]
+                *c = vec![None];
             } else {
-                c.push(None)
+                c.push(None);
             }
             let is_done = backend.remove_matching(&namespace(), &Pattern::new("a*").unwrap()).await.is_ok();
             let a = allowed.get_mut("a").unwrap();
