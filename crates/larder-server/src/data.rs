@@ -98,7 +98,7 @@ impl DataFolder {
 
     /// Where the database is.
     pub(crate) fn database(&self) -> PathBuf {
-        self.path.join("larder.sqlite")
+        database_in(&self.path)
     }
 
     /// Says where this server listens.
@@ -117,6 +117,11 @@ impl Drop for DataFolder {
             let _ = std::fs::remove_file(self.path.join(ANNOUNCEMENT_FILE));
         }
     }
+}
+
+/// Where the database of a folder is.
+pub(crate) fn database_in(folder: &Path) -> PathBuf {
+    folder.join("larder.sqlite")
 }
 
 fn open_lock(folder: &Path) -> io::Result<File> {

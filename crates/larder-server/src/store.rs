@@ -3,6 +3,7 @@
 use crate::config::Settings;
 use crate::value::{Key, StoredValue};
 use larder::backend::{Backend, SqliteBackend, SqliteOptions, Usage};
+use larder::envelope::EnvelopeOptions;
 use larder::{Cache, Result, Stats};
 use serde::Serialize;
 use std::path::Path;
@@ -48,17 +49,23 @@ struct DatabaseStats {
     bytes: u64,
 }
 
-/// Opens the database and builds the cache on it. Without a path, memory is all there is.
-///
-/// # Errors
-/// Those of the database, and settings that contradict each other.
-pub(crate) async fn open(settings: &Settings, database: Option<&Path>) -> Result<Store> {
+/// How values are sealed.
+pub(crate) fn envelope(settings: &Settings) -> EnvelopeOptions {
     let mut envelope = settings.envelope.clone();
     // The schema belongs to the program, and every body that is accepted must fit.
     envelope.schema.get_or_insert_with(|| "larder value/1".to_owned());
     let body_bytes_max = settings.http.body_bytes_max.0.saturating_add(VALUE_HEAD_BYTES_MAX);
     envelope.value_bytes_max =
         envelope.value_bytes_max.max(u32::try_from(body_bytes_max).unwrap_or(u32::MAX));
+    envelope
+}
+
+/// Opens the database and builds the cache on it. Without a path, memory is all there is.
+///
+/// # Errors
+/// Those of the database, and settings that contradict each other.
+pub(crate) async fn open(settings: &Settings, database: Option<&Path>) -> Result<Store> {
+    let envelope = envelope(settings);
     let mut builder = Cache::<Key, StoredValue>::builder()
         .entries_max(settings.l1.entries_max)
         .bytes_max(settings.l1.bytes_max.0, |key, value| value.weight() + key.len() as u64)

@@ -3,12 +3,17 @@
 mod delete;
 mod exists;
 mod explain;
+mod export;
 mod flush;
 mod get;
+mod import;
 mod keys;
+mod lines;
+mod migrate;
 mod serve;
 mod set;
 mod stats;
+mod transfer;
 
 use crate::backing::Backing;
 use crate::config::Secret;
@@ -46,6 +51,12 @@ enum Command {
     Stats(stats::Stats),
     /// Show what each tier knows of a key
     Explain(explain::Explain),
+    /// Write all entries as JSON lines, with tags and expiries
+    Export(export::Export),
+    /// Read what export wrote
+    Import(import::Import),
+    /// Copy all entries from one place to another, with stamps, tags and expiries
+    Migrate(migrate::Migrate),
     Replay(crate::replay::ReplayArgs),
 }
 
@@ -134,6 +145,9 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Flush(flush) => block_on(flush.run()),
         Command::Stats(stats) => block_on(stats.run()),
         Command::Explain(explain) => block_on(explain.run()),
+        Command::Export(export) => block_on(export.run()),
+        Command::Import(import) => block_on(import.run()),
+        Command::Migrate(migrate) => block_on(migrate.run()),
         Command::Replay(arguments) => match crate::replay::run(&arguments) {
             Ok(code) => return code,
             Err(error) => Err(Failure::new(error.to_string())),

@@ -15,19 +15,21 @@ use std::fmt;
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
-#[cfg(any(feature = "sqlite", all(feature = "files", unix)))]
+#[cfg(any(feature = "sqlite", all(any(feature = "files", feature = "jsonl"), unix)))]
 mod durability;
 #[cfg(all(feature = "files", unix))]
 mod files;
+#[cfg(all(feature = "jsonl", unix))]
+mod jsonl;
 mod memory;
-#[cfg(any(feature = "sqlite", all(feature = "files", unix)))]
+#[cfg(any(feature = "sqlite", all(any(feature = "files", feature = "jsonl"), unix)))]
 mod queue;
 #[cfg(feature = "registry")]
 mod registry;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
-#[cfg(any(feature = "sqlite", all(feature = "files", unix)))]
+#[cfg(any(feature = "sqlite", all(any(feature = "files", feature = "jsonl"), unix)))]
 pub use durability::Durability;
 #[cfg(any(feature = "sqlite", all(feature = "files", unix)))]
 use durability::boot_id;
@@ -36,6 +38,11 @@ pub use files::{FilesBackend, FilesOptions};
 #[cfg(all(feature = "files", unix))]
 #[doc(hidden)]
 pub use files::{unstable_entry_file, unstable_resealed_entry_file};
+#[cfg(all(fuzzing, feature = "jsonl", unix))]
+#[doc(hidden)]
+pub use jsonl::check_line;
+#[cfg(all(feature = "jsonl", unix))]
+pub use jsonl::{JsonlBackend, JsonlOptions};
 pub use memory::{MemoryBackend, MemoryOptions};
 #[cfg(feature = "registry")]
 pub use registry::{Needs, Registry};

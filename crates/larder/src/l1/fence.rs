@@ -13,7 +13,7 @@ use std::collections::HashMap;
 
 /// Fences per store. Two keys share one with probability 1/4096, which costs at worst a miss. Under shuttle
 /// they are few, so that schedules are short and keys do share them.
-const STRIPES: usize = if cfg!(larder_shuttle) { 2 } else { 4096 };
+pub(crate) const STRIPES: usize = if cfg!(larder_shuttle) { 2 } else { 4096 };
 /// Locks over the stripes: writers of different keys rarely meet.
 const LOCKS: usize = if cfg!(larder_shuttle) { 2 } else { 64 };
 /// Most markers kept. Pruning drops the older half and clears what was written before them.
@@ -81,6 +81,16 @@ impl Fences {
             markers: RwLock::new(Markers::default()),
             marker_pos: AtomicU64::new(0),
         }
+    }
+
+    /// Fences of a store whose removals up to `pos` are no longer known one by one: each key counts as removed
+    /// there, so that what began before is refused. What is stored stays valid.
+    #[cfg(all(feature = "jsonl", unix))]
+    pub(crate) fn resumed(inc: u64, pos: u64) -> Self {
+        let fences = Fences::new(inc);
+        fences.pos.store(pos, SeqCst);
+        fences.stripes.iter().for_each(|stripe| stripe.removed.store(pos, SeqCst));
+        fences
     }
 
     /// A ticket for a read, load or set that begins now.
