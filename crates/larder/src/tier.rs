@@ -257,11 +257,16 @@ impl Tier {
             self.counters.bypassed.fetch_add(puts.len() as u64, Relaxed);
             return;
         }
+        self.write_many(puts).await;
+    }
+
+    /// Writes entries, with an answer for each.
+    pub(crate) async fn write_many(&self, puts: Vec<Put>) -> Vec<Result<PutOutcome>> {
+        let count = puts.len();
         let call = async { Ok(self.backend.put_many(puts).await) };
-        match self.within(self.options.write_timeout, "put", call).await {
-            Ok(answers) => answers.into_iter().for_each(|answer| drop(self.count(answer))),
-            Err(error) => drop(self.count(Err(error))),
-        }
+        let answers = self.within(self.options.write_timeout, "put", call).await;
+        let answers = answers.unwrap_or_else(|error| vec![Err(error); count]);
+        answers.into_iter().map(|answer| self.count(answer)).collect()
     }
 
     /// Writes a set. If it fails, the key's removal takes its place: now, or kept for later.

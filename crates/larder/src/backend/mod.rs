@@ -15,12 +15,14 @@ use std::fmt;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod memory;
+mod quarantine;
 #[cfg(feature = "registry")]
 mod registry;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
 pub use memory::{MemoryBackend, MemoryOptions};
+pub use quarantine::Quarantined;
 #[cfg(feature = "registry")]
 pub use registry::{Needs, Registry};
 #[cfg(feature = "sqlite")]

@@ -4,9 +4,9 @@ use super::flight::Flights;
 use super::{Cache, Format, Key, Shared, Value, Weigh};
 use crate::backend::Backend;
 use crate::clock::Clock;
+use crate::envelope::{Envelope, EnvelopeOptions};
 #[cfg(feature = "encryption")]
 use crate::envelope::{Keyring, Protection};
-use crate::envelope::{Envelope, EnvelopeOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Namespace;
 use crate::l1::{EvictReason, L1, Limits, OnEvict};

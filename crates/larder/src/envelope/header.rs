@@ -49,7 +49,7 @@ impl fmt::Debug for KeyId {
 }
 
 /// What keeps an entry from being read or changed by its tier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Sealing {
     /// Nothing: the checksum only finds accidents.
@@ -120,7 +120,8 @@ impl Header {
     pub(super) fn finish(&self, key: &EntryKey, mut out: Vec<u8>, sealer: Option<&Sealer>) -> Bytes {
         let Header { meta, codec, compression, fingerprint, plain_bytes, payload_bytes, .. } = self;
         let is_signed = sealer.is_some_and(|sealer| sealer.sealing() == Sealing::Signed);
-        let flags = if meta.is_negative { FLAG_NEGATIVE } else { 0 } | if is_signed { FLAG_SIGNED } else { 0 };
+        let flags =
+            if meta.is_negative { FLAG_NEGATIVE } else { 0 } | if is_signed { FLAG_SIGNED } else { 0 };
         let key_id = sealer.map_or(0, |sealer| sealer.key_id().get());
         let extension_bytes = extension_bytes(sealer);
         let tags_bytes = u16::try_from(tags_bytes(&meta.tags)).expect("64 tags of 258 bytes");

@@ -136,7 +136,9 @@ impl KeySource {
         let text = match self {
             KeySource::File(path) => read_private(path)?,
             KeySource::Env(name) => Zeroizing::new(std::env::var(name).map_err(|_| {
-                config(format!("the environment variable {name} holds no keys, and there is no start without"))
+                config(format!(
+                    "the environment variable {name} holds no keys, and there is no start without"
+                ))
             })?),
             KeySource::Callback(ask) => ask().map_err(|why| config("the keys were refused").source(why))?,
         };

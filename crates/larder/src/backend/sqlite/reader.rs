@@ -10,6 +10,7 @@ use super::queue::{Queue, Queued};
 use super::reclaim::Visited;
 use super::store::{Place, Store};
 use super::writer::lost;
+use crate::backend::Quarantined;
 use crate::backend::{Cursor, Page, Read, Scan, Ticket, Usage};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -33,6 +34,7 @@ pub(super) enum Request {
     Namespaces(Answer<Vec<Namespace>>),
     Usage(Answer<Usage>),
     LastStamp(Answer<Option<Stamp>>),
+    Quarantined(Answer<Vec<Quarantined>>),
 }
 
 /// A [`Scan`] that outlives its caller.
@@ -135,6 +137,7 @@ impl Reader {
             Request::Namespaces(answer) => give(answer, || store.namespaces()),
             Request::Usage(answer) => give(answer, || Ok(store.usage())),
             Request::LastStamp(answer) => give(answer, || Ok(store.state.last_stamp)),
+            Request::Quarantined(answer) => give(answer, || store.quarantined()),
         }
     }
 
@@ -173,6 +176,7 @@ impl Request {
             Request::Namespaces(answer) => is_closed(answer),
             Request::Usage(answer) => is_closed(answer),
             Request::LastStamp(answer) => is_closed(answer),
+            Request::Quarantined(answer) => is_closed(answer),
         }
     }
 
@@ -190,6 +194,7 @@ impl Request {
             Request::Namespaces(answer) => send(answer, error),
             Request::Usage(answer) => send(answer, error),
             Request::LastStamp(answer) => send(answer, error),
+            Request::Quarantined(answer) => send(answer, error),
         }
     }
 }
