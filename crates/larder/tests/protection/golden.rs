@@ -51,8 +51,7 @@ fn what_another_implementation_protected_is_opened() {
 
 #[tokio::test]
 async fn names_are_hidden_as_another_implementation_hides_them() {
-    let keyring =
-        Keyring::builder().encrypt_with(secret(1)).hide_names_with(secret(101)).build().unwrap();
+    let keyring = Keyring::builder().encrypt_with(secret(1)).hide_names_with(secret(101)).build().unwrap();
     let tier: Arc<dyn Backend> = Arc::new(MemoryBackend::new(MemoryOptions::default()));
     let mut options = TierOptions::default();
     options.hide_keys = true;

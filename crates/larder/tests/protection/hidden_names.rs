@@ -40,7 +40,10 @@ async fn the_tier_sees_no_key_and_everything_else_works() {
     assert_eq!(two.get("alice@example.com").await.as_deref(), Some("value"));
     let explained = two.explain("alice@example.com").await;
     assert!(explained.tiers[1].is_key_hidden && explained.tiers[1].state == "fresh", "{explained}");
-    assert!(explained.to_string().contains("key hidden, load") || explained.to_string().contains("key hidden, set"));
+    assert!(
+        explained.to_string().contains("key hidden, load")
+            || explained.to_string().contains("key hidden, set")
+    );
     // And keys are rotated without knowing any name.
     let mut rotation = two.rotate_keys().await.unwrap();
     while rotation.step().await.unwrap().is_some() {}

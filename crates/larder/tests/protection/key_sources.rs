@@ -46,7 +46,8 @@ fn a_file_that_others_can_read_is_refused_with_the_cure() {
 
 #[test]
 fn what_is_no_key_is_refused_without_being_shown() {
-    let wrong = ["", "hunter2-the-passphrase", &ONE[1..], &format!("{ONE}00"), &"0".repeat(64), &"é".repeat(32)];
+    let wrong =
+        ["", "hunter2-the-passphrase", &ONE[1..], &format!("{ONE}00"), &"0".repeat(64), &"é".repeat(32)];
     for text in wrong {
         let refused = KeyringBuilder::parse(text).and_then(KeyringBuilder::build).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Config);

@@ -98,7 +98,12 @@ async fn use_it(folder: &Path, protection: Option<Protection>) -> String {
     let reader = build();
     for at in 0..20 {
         let key = format!("{NAME} {at}");
-        let _ = writeln!(shown, "{}\n{:?}", reader.explain(key.as_str()).await, reader.explain(key.as_str()).await);
+        let _ = writeln!(
+            shown,
+            "{}\n{:?}",
+            reader.explain(key.as_str()).await,
+            reader.explain(key.as_str()).await
+        );
         let load = |_| async { Err::<String, _>(std::io::Error::other("no source")) };
         if let Err(error) = reader.get_or_load(key.as_str(), load).await {
             let _ = writeln!(shown, "{error} {error:?}");
@@ -106,7 +111,12 @@ async fn use_it(folder: &Path, protection: Option<Protection>) -> String {
     }
     let _ = writeln!(shown, "{}", serde_json::to_string(&reader.stats()).unwrap());
     let _ = writeln!(shown, "{:?} {:?}", reader, reader.health().await);
-    let _ = writeln!(shown, "{:?} {:?}", tier, tier.quarantined().await.unwrap().iter().map(|q| &q.reason).collect::<Vec<_>>());
+    let _ = writeln!(
+        shown,
+        "{:?} {:?}",
+        tier,
+        tier.quarantined().await.unwrap().iter().map(|q| &q.reason).collect::<Vec<_>>()
+    );
     let _ = writeln!(shown, "{protection:?} {options:?}");
     drop(guard);
     shown.push_str(&log.lock().unwrap());
@@ -127,7 +137,8 @@ async fn no_canary_in_files_logs_metrics_explanations_errors_or_debug() {
     }
     for key in [secret(1), secret(77)] {
         let hex = key.to_hex();
-        let bytes: Vec<u8> = (0..64).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+        let bytes: Vec<u8> =
+            (0..64).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
         assert!(!holds(&files, &bytes) && !holds(&files, hex.as_bytes()), "a key is in a file");
         assert!(!shown.to_lowercase().contains(&hex[..16]), "{shown}");
     }
