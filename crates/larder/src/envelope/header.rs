@@ -180,6 +180,7 @@ pub(super) struct Frame<'a> {
     fixed: &'a [u8; FIXED_BYTES],
     tags: &'a [u8],
     /// All before the extension.
+    #[cfg(feature = "encryption")]
     pub(super) head: &'a [u8],
     pub(super) extension: &'a [u8],
     pub(super) payload: &'a [u8],
@@ -210,9 +211,16 @@ impl<'a> Frame<'a> {
             return Err(Refused::Length);
         }
         let checked = &sealed[..sealed.len() - CHECKSUM_BYTES];
-        let head = &sealed[..FIXED_BYTES + tags.len()];
-        let checksum = u64::from_le_bytes(*checksum);
-        Ok(Frame { fixed, tags, head, extension, payload, checked, checksum })
+        Ok(Frame {
+            fixed,
+            tags,
+            #[cfg(feature = "encryption")]
+            head: &sealed[..FIXED_BYTES + tags.len()],
+            extension,
+            payload,
+            checked,
+            checksum: u64::from_le_bytes(*checksum),
+        })
     }
 
     /// The key that protects it, if it says so.
