@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use larder::entry::{EntryKind, Meta, Tags};
-use larder::envelope::{Codec, Compression, Envelope, EnvelopeOptions};
+use larder::envelope::{Codec, Compression, Envelope, EnvelopeOptions, Keyring, Protection, SecretKey};
 use larder::key::{EntryKey, Namespace};
 use libfuzzer_sys::fuzz_target;
 use serde::{Deserialize, Serialize};
@@ -68,11 +68,28 @@ static SAMPLES: LazyLock<Vec<Sample>> = LazyLock::new(|| {
             samples.push(Sample { envelope, sealed });
         }
     }
+    let key = SecretKey::from_bytes(&std::array::from_fn(|at| at as u8)).expect("a sound key");
+    let keyring = Keyring::builder().encrypt_with(key).build().expect("a sound keyring");
+    for protection in [Protection::encrypt(keyring.clone()), Protection::sign(keyring)] {
+        let envelope = Envelope::new(EnvelopeOptions::default()).expect("sound options").protect(protection);
+        let sealed = envelope.seal(&KEY, &meta, Some(&tree())).expect("a sound value");
+        samples.push(Sample { envelope, sealed });
+    }
     samples
 });
 
+/// Whether it says that it is protected: then nothing but what was sealed opens, whatever the checksum.
+fn has_key_id(sealed: &[u8]) -> bool {
+    sealed[8..12] != [0; 4]
+}
+
 fn put_right_checksum(sealed: &mut [u8]) {
     let body = sealed.len() - 8;
+    if has_key_id(sealed) {
+        let checksum = xxh3_64(&sealed[..body]).to_le_bytes();
+        sealed[body..].copy_from_slice(&checksum);
+        return;
+    }
     let namespace = KEY.namespace().as_str();
     let mut covered = vec![namespace.len() as u8];
     covered.extend_from_slice(namespace.as_bytes());
@@ -111,8 +128,12 @@ fuzz_target!(|input: &[u8]| {
                 let at = usize::from(u16::from_le_bytes([change[0], change[1]])) % bytes.len();
                 bytes[at] ^= change[2];
             }
+            // What is authenticated ends before the checksum, which is computed anew.
+            let end = bytes.len() - 8;
+            let is_same = bytes[..end] == sealed[..end];
             put_right_checksum(&mut bytes);
-            let _ = open(bytes);
+            let opened = open(bytes);
+            assert!(!has_key_id(sealed) || opened.is_ok() == is_same);
         }
         // A payload of the fuzzer's with a right header.
         _ => {
@@ -122,10 +143,14 @@ fuzz_target!(|input: &[u8]| {
             if bytes[7] == 0 {
                 bytes[76..80].copy_from_slice(&(rest.len() as u32).to_le_bytes());
             }
+            let extension = usize::from(bytes[16]);
+            bytes.extend_from_slice(&sealed[84 + tags..84 + tags + extension]);
             bytes.extend_from_slice(rest);
             bytes.extend_from_slice(&[0; 8]);
             put_right_checksum(&mut bytes);
-            let _ = open(bytes);
+            let is_authentic = bytes == sealed[..];
+            let opened = open(bytes);
+            assert!(!has_key_id(sealed) || opened.is_ok() == is_authentic);
         }
     }
 });

@@ -2,13 +2,15 @@
 
 use crate::client::{Answer, Client};
 use crate::commands::Failure;
-use crate::config::{Secret, Settings};
+use crate::config::{EncryptionSettings, Secret, Settings};
 use crate::data::{DataFolder, Occupied};
 use crate::http::{key_json, percent_encode};
 use crate::store::{self, Store};
 use crate::value::{Key, StoredValue};
 use bytes::Bytes;
+use larder::backend::Quarantined;
 use larder::entry::Tags;
+use larder::envelope::Keyring;
 use larder::key::{Namespace, Pattern};
 use larder::{Cache, KeysRequest, Removal, Written};
 use serde_json::{Value, json};
@@ -28,7 +30,12 @@ pub(crate) struct Backing {
 enum Place {
     Server(Client),
     /// The folder is held as long as its cache is open.
-    Folder(Cache<Key, StoredValue>, Store, #[expect(dead_code, reason = "held for its drop")] DataFolder),
+    Folder(
+        Cache<Key, StoredValue>,
+        Store,
+        #[expect(dead_code, reason = "held for its drop")] DataFolder,
+        Option<Keyring>,
+    ),
 }
 
 /// A page of keys, each as the HTTP interface describes it.
@@ -55,15 +62,20 @@ impl Backing {
     /// A folder, or the server that has it.
     pub(crate) async fn folder(
         path: &Path,
+        key_file: Option<&Path>,
         token: Option<Secret>,
         namespace: Namespace,
     ) -> Result<Self, Failure> {
         match DataFolder::for_command(path) {
             Ok(folder) => {
-                let settings = Settings::default();
+                let encryption = EncryptionSettings::for_command(Some(path), key_file)
+                    .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+                let settings = Settings { encryption, ..Settings::default() };
+                let protection = settings.encryption.protection()?;
+                let keyring = protection.map(|protection| protection.keyring().clone());
                 let store = store::open(&settings, Some(&folder.database())).await?;
                 let cache = store.cache.namespace(&namespace);
-                Ok(Backing { namespace, place: Place::Folder(cache, store, folder) })
+                Ok(Backing { namespace, place: Place::Folder(cache, store, folder, keyring) })
             }
             Err(Occupied::Server(Some(server))) => {
                 Backing::server(&format!("http://{}", reachable(server.address)), token, namespace)
@@ -201,7 +213,7 @@ impl Backing {
             Place::Server(client) => {
                 client.request("GET", "/v1/stats", &[], Bytes::new()).await?.accepted()?.json()
             }
-            Place::Folder(_, store, _) => Ok(serde_json::to_value(store.stats().await)?),
+            Place::Folder(_, store, ..) => Ok(serde_json::to_value(store.stats().await)?),
         }
     }
 
@@ -217,6 +229,27 @@ impl Backing {
                 let explanation = cache.explain(&Key::from(key)).await;
                 Ok(if as_json { serde_json::to_string(&explanation)? } else { explanation.to_string() })
             }
+        }
+    }
+
+    /// The cache of a folder, and the keys that protect it.
+    pub(crate) fn protected(&self) -> Result<(&Cache<Key, StoredValue>, Keyring), Failure> {
+        match &self.place {
+            Place::Server(_) => Err(Failure::new(
+                "this works on a folder that no server has: stop it, or set encryption.reseal_on_read there",
+            )),
+            Place::Folder(.., None) => Err(Failure::new(
+                "the folder is not encrypted, as far as it says itself; --key-file names its keys",
+            )),
+            Place::Folder(cache, .., Some(keyring)) => Ok((cache, keyring.clone())),
+        }
+    }
+
+    /// The entries that failed authentication.
+    pub(crate) async fn quarantined(&self) -> Result<Vec<Quarantined>, Failure> {
+        match &self.place {
+            Place::Server(_) => Ok(Vec::new()),
+            Place::Folder(_, store, ..) => Ok(store.quarantined().await?),
         }
     }
 

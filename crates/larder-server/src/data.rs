@@ -96,6 +96,10 @@ impl DataFolder {
         }
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Where the database is.
     pub(crate) fn database(&self) -> PathBuf {
         database_in(&self.path)

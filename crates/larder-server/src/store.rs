@@ -2,7 +2,7 @@
 
 use crate::config::Settings;
 use crate::value::{Key, StoredValue};
-use larder::backend::{Backend, SqliteBackend, SqliteOptions, Usage};
+use larder::backend::{Backend, Quarantined, SqliteBackend, SqliteOptions, Usage};
 use larder::envelope::EnvelopeOptions;
 use larder::{Cache, Result, Stats};
 use serde::Serialize;
@@ -26,6 +26,14 @@ impl Store {
         StoreStats {
             cache: self.cache.stats(),
             database: usage.map(|usage| DatabaseStats { entries: usage.entries, bytes: usage.bytes }),
+        }
+    }
+
+    /// The entries of the database that failed authentication.
+    pub(crate) async fn quarantined(&self) -> Result<Vec<Quarantined>> {
+        match &self.database {
+            Some(database) => database.quarantined().await,
+            None => Ok(Vec::new()),
         }
     }
 
@@ -73,6 +81,9 @@ pub(crate) async fn open(settings: &Settings, database: Option<&Path>) -> Result
         .envelope(envelope);
     let mut opened = None;
     if let Some(path) = database {
+        if let Some(protection) = settings.encryption.protection()? {
+            builder = builder.protection(protection);
+        }
         let options = SqliteOptions {
             durability: settings.sqlite.durability,
             entries_max: settings.sqlite.entries_max,

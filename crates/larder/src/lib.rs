@@ -33,6 +33,8 @@ pub use cache::{
 #[doc(hidden)]
 pub use l1::table as unstable_table;
 
+#[cfg(feature = "encryption")]
+pub use cache::{KeyUsage, Rotation, RotationProgress};
 pub use error::{BoxError, Error, ErrorClass, ErrorKind, Result};
 pub use guard::{BreakerMode, BreakerState, GuardOptions};
 pub use l1::EvictReason;

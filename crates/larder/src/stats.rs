@@ -254,6 +254,9 @@ pub struct TierStats {
     pub misses: u64,
     /// Entries refused on reading, by reason: corrupt, of another type, of an unknown version.
     pub refused: Vec<(String, u64)>,
+    /// Entries whose authentication failed under a known key: somebody changed, moved or forged them. Any
+    /// other number than 0 deserves an alarm.
+    pub tampered: u64,
     /// Entries copied upwards from this tier.
     pub promotions: u64,
     /// Accepted writes.

@@ -6,6 +6,8 @@
 use crate::backend::{Backend, Mark, Miss, Page, Put, PutOutcome, Removed, Scan, Ticket};
 use crate::clock::Clock;
 use crate::entry::Meta;
+#[cfg(feature = "encryption")]
+use crate::envelope::Keyring;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guard::{BreakerMode, Call, Guard, GuardOptions, Priority, Repeat, Side, Stopped};
 use crate::key::{EntryKey, Namespace, Pattern};
@@ -40,6 +42,11 @@ pub struct TierOptions {
     /// be repeated as a removal.
     #[serde(with = "crate::options::seconds")]
     pub write_timeout: Duration,
+    /// Whether the tier sees a keyed hash in the place of every key. For tiers that others can look into.
+    /// Needs encryption or signing with a key for names; every node must have the same one, or it doesn't
+    /// hear of the others' removals. Listing and removing by pattern are
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) then. Namespaces and tags stay as they are. Default: no.
+    pub hide_keys: bool,
     /// What every call passes: admission, breaker, attempts. Default: `None`, what the
     /// [backend recommends](Backend::guard).
     pub guard: Option<GuardOptions>,
@@ -51,6 +58,7 @@ impl Default for TierOptions {
             ttl_max: Duration::MAX,
             read_timeout: Duration::from_secs(1),
             write_timeout: Duration::from_secs(5),
+            hide_keys: false,
             guard: None,
         }
     }
@@ -72,6 +80,8 @@ pub(crate) struct Tier {
     state: Mutex<State>,
     counters: TierCounters,
     refused: Mutex<HashMap<&'static str, u64>>,
+    #[cfg(feature = "encryption")]
+    hides_with: Option<Keyring>,
 }
 
 #[derive(Debug, Default)]
@@ -100,6 +110,7 @@ pub(crate) struct TierCounters {
     pub(crate) promotions: AtomicU64,
     pub(crate) writes: AtomicU64,
     pub(crate) writes_fenced: AtomicU64,
+    pub(crate) tampered: AtomicU64,
     errors: AtomicU64,
     bypassed: AtomicU64,
 }
@@ -147,7 +158,47 @@ impl Tier {
             state: Mutex::default(),
             counters: TierCounters::default(),
             refused: Mutex::default(),
+            #[cfg(feature = "encryption")]
+            hides_with: None,
         }
+    }
+
+    /// With names that are hidden by the keyring's key for that, which it has.
+    #[cfg(feature = "encryption")]
+    pub(crate) fn hiding(self, keyring: Keyring) -> Self {
+        Tier { hides_with: Some(keyring), ..self }
+    }
+
+    pub(crate) fn hides_keys(&self) -> bool {
+        #[cfg(feature = "encryption")]
+        return self.hides_with.is_some();
+        #[cfg(not(feature = "encryption"))]
+        return false;
+    }
+
+    /// The name of a key in this tier. All that it is told, and every envelope in it, is for this name.
+    pub(crate) fn key(&self, key: &EntryKey) -> EntryKey {
+        #[cfg(feature = "encryption")]
+        if let Some(keyring) = &self.hides_with {
+            return keyring.hidden(key).expect("a keyring keeps its key for names");
+        }
+        key.clone()
+    }
+
+    /// Whether keys can be listed, and patterns removed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`], with the reason.
+    pub(crate) fn check_scan(&self, operation: &'static str) -> Result<()> {
+        let why = if self.hides_keys() {
+            "keys are hidden from it, so that no pattern can be found in them; remove by key, tag or clear"
+        } else if !self.backend.capabilities().scan {
+            "it can't list its keys; remove by tag instead"
+        } else {
+            return Ok(());
+        };
+        let error = Error::new(ErrorKind::Unsupported, operation).backend(self.name().to_owned());
+        Err(error.message(why))
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -218,16 +269,23 @@ impl Tier {
             self.counters.bypassed.fetch_add(puts.len() as u64, Relaxed);
             return;
         }
+        self.write_many(puts).await;
+    }
+
+    /// Writes entries, with an answer for each.
+    pub(crate) async fn write_many(&self, puts: Vec<Put>) -> Vec<Result<PutOutcome>> {
+        let count = puts.len();
         let mut puts = Some(puts);
         let attempt = || {
             let puts = puts.take().expect("what is never repeated is called once");
             async { unless_all_failed(self.backend.put_many(puts).await) }
         };
         let call = Call { repeat: Repeat::Never, priority: Priority::Warm, ..self.writing("put") };
-        match self.guard.call(call, attempt).await {
-            Ok(answers) => answers.into_iter().for_each(|answer| drop(self.count(answer))),
-            Err(stopped) => drop(self.count(Err(self.unwrap(stopped)))),
-        }
+        let answers = match self.guard.call(call, attempt).await {
+            Ok(answers) => answers,
+            Err(stopped) => vec![Err(self.unwrap(stopped)); count],
+        };
+        answers.into_iter().map(|answer| self.count(answer)).collect()
     }
 
     /// Writes a set. If it fails, the key's removal takes its place: now, or kept for later.
@@ -310,6 +368,15 @@ impl Tier {
         if let Err(stopped) = self.guard.call(call, || self.backend.discard(key, sealed)).await {
             let error = self.unwrap(stopped);
             tracing::debug!(tier = self.name(), %error, "a refused entry could not be dropped");
+        }
+    }
+
+    /// Sets an entry aside that was tampered with.
+    pub(crate) async fn quarantine(&self, key: &EntryKey, sealed: &Bytes, why: &'static str) {
+        self.counters.tampered.fetch_add(1, Relaxed);
+        let call = self.backend.quarantine(key, sealed, why);
+        if let Err(error) = self.within(self.options.write_timeout, "quarantine", call).await {
+            tracing::warn!(tier = self.name(), %error, "an entry could not be quarantined");
         }
     }
 
@@ -424,6 +491,7 @@ impl Tier {
             promotions: load(&self.counters.promotions),
             writes: load(&self.counters.writes),
             writes_fenced: load(&self.counters.writes_fenced),
+            tampered: load(&self.counters.tampered),
             errors: load(&self.counters.errors),
             bypassed: load(&self.counters.bypassed),
             undelivered,

@@ -189,7 +189,14 @@ fn fields_out_of_range_are_refused_by_name() {
     assert_eq!(with(6, &[0]), Err(Refused::Codec));
     assert_eq!(with(6, &[9]), Err(Refused::Codec));
     assert_eq!(with(7, &[3]), Err(Refused::Compression));
-    assert_eq!(with(8, &1u32.to_le_bytes()), Err(Refused::KeyId));
+    // With a key id, the checksum covers the envelope alone.
+    assert_eq!(with(8, &1u32.to_le_bytes()), Err(Refused::Checksum));
+    let mut keyed = sealed.clone();
+    keyed[8] = 1;
+    let end = keyed.len() - 8;
+    let checksum = xxh3_64(&keyed[..end]).to_le_bytes();
+    keyed[end..].copy_from_slice(&checksum);
+    assert_eq!(plain().open::<User>(&key("k"), &keyed.into()), Err(Refused::KeyId));
     assert_eq!(with(12, &[2]), Err(Refused::Header));
     assert_eq!(with(13, &[1]), Err(Refused::Tags));
     assert_eq!(with(13, &[3]), Err(Refused::Tags));

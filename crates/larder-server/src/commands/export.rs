@@ -3,11 +3,8 @@
 use super::lines::Line;
 use super::transfer::{self, Walk};
 use super::{Failure, Outcome};
-use crate::config::Settings;
 use crate::data::database_in;
-use crate::store;
 use clap::Args;
-use larder::envelope::Envelope;
 use larder::key::Namespace;
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::PathBuf;
@@ -26,6 +23,9 @@ pub(crate) struct Export {
     /// Another place, as NAME:PATH: jsonl:DIR, sqlite:FILE
     #[arg(long, value_name = "PLACE", conflicts_with = "data")]
     from: Option<String>,
+    /// Keys of encrypted entries [default: where the data folder's server had them]
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
     /// Only this key space; all by default
     #[arg(long, short, value_name = "NAME")]
     namespace: Option<String>,
@@ -34,12 +34,15 @@ pub(crate) struct Export {
 impl Export {
     pub(crate) async fn run(self) -> Result<Outcome, Failure> {
         let namespace = self.namespace.as_deref().map(Namespace::new).transpose()?;
+        let data = self.from.is_none().then_some(&*self.data);
+        // What is passed on as it is needs no keys.
+        let envelope =
+            if self.plain { Some(transfer::envelope(data, self.key_file.as_deref())?) } else { None };
         let place = match self.from {
             Some(place) => place,
             None => format!("sqlite:{}", database_in(&self.data).display()),
         };
         let from = transfer::open(&place, true).await?;
-        let envelope = Envelope::new(store::envelope(&Settings::default()))?;
         let mut output = BufWriter::new(std::io::stdout().lock());
         let (mut written, mut passed_over) = (0_u64, 0);
         let bar = transfer::progress("exporting", from.usage().await?.entries);
@@ -48,8 +51,8 @@ impl Export {
             bar.inc(entries.len() as u64 + unreadable);
             passed_over += unreadable;
             for entry in &entries {
-                let line = if self.plain {
-                    match Line::plain(entry, &envelope) {
+                let line = if let Some(envelope) = &envelope {
+                    match Line::plain(entry, envelope) {
                         Ok(Some(line)) => line,
                         // An absence has no value to show.
                         Ok(None) => continue,

@@ -4,9 +4,8 @@ use super::lines::Line;
 use super::transfer::{self, BATCH_BYTES, BATCH_ENTRIES, Carried, Delivered};
 use super::{Failure, Outcome};
 use crate::backing::Backing;
-use crate::config::{Secret, Settings};
+use crate::config::Secret;
 use crate::data::{DataFolder, Occupied, database_in};
-use crate::store;
 use clap::Args;
 use larder::backend::Backend;
 use larder::clock::{Clock, NEVER_MS};
@@ -31,6 +30,9 @@ pub(crate) struct Import {
     /// Another place, as NAME:PATH: jsonl:DIR, sqlite:FILE
     #[arg(long, value_name = "PLACE", conflicts_with = "data")]
     to: Option<String>,
+    /// Keys of encrypted entries [default: where the data folder's server had them]
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
 }
 
 /// What became of the lines.
@@ -52,12 +54,18 @@ impl Import {
                 })?)
             };
         let mut lines = Lines { input: BufReader::new(input), number: 0 };
+        let key_file = self.key_file.as_deref();
         let counts = match &self.to {
-            Some(place) => into_backend(&mut lines, &*transfer::open(place, false).await?).await?,
+            Some(place) => {
+                let envelope = transfer::envelope(None, key_file)?;
+                into_backend(&mut lines, &*transfer::open(place, false).await?, &envelope).await?
+            }
             None => match DataFolder::for_command(&self.data) {
                 Ok(folder) => {
+                    let envelope = transfer::envelope(Some(&self.data), key_file)?;
                     let place = format!("sqlite:{}", database_in(&self.data).display());
-                    let counts = into_backend(&mut lines, &*transfer::open(&place, false).await?).await?;
+                    let counts =
+                        into_backend(&mut lines, &*transfer::open(&place, false).await?, &envelope).await?;
                     drop(folder);
                     counts
                 }
@@ -93,7 +101,7 @@ impl Import {
             };
             if !of_namespace.contains_key(&namespace) {
                 let token = std::env::var("LARDER_TOKEN").ok().map(Secret::new);
-                let backing = Backing::folder(&self.data, token, namespace.clone()).await?;
+                let backing = Backing::folder(&self.data, None, token, namespace.clone()).await?;
                 of_namespace.insert(namespace.clone(), backing);
             }
             let backing = &of_namespace[&namespace];
@@ -107,8 +115,7 @@ impl Import {
     }
 }
 
-async fn into_backend(lines: &mut Lines, to: &dyn Backend) -> Result<Counts, Failure> {
-    let envelope = Envelope::new(store::envelope(&Settings::default()))?;
+async fn into_backend(lines: &mut Lines, to: &dyn Backend, envelope: &Envelope) -> Result<Counts, Failure> {
     let mut counts = Counts::default();
     let (mut batch, mut bytes): (Vec<Carried>, u64) = (Vec::new(), 0);
     let mut is_end = false;
@@ -117,7 +124,7 @@ async fn into_backend(lines: &mut Lines, to: &dyn Backend) -> Result<Counts, Fai
             None => is_end = true,
             Some((number, line)) => {
                 let entry =
-                    line.entry(&envelope).map_err(|why| Failure::new(format!("line {number}: {why}")))?;
+                    line.entry(envelope).map_err(|why| Failure::new(format!("line {number}: {why}")))?;
                 if entry.meta.is_gone(Clock::system().wall_ms()) {
                     counts.expired += 1;
                 } else {

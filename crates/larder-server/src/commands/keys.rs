@@ -1,11 +1,15 @@
 //! `larder keys`.
 
-use super::{At, Failure, Outcome};
+use super::{At, Failure, Outcome, keyring};
 use clap::Args;
 use std::io::{ErrorKind, Write};
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Keys {
+    /// Instead: the keys that encrypt
+    #[command(subcommand)]
+    action: Option<keyring::Action>,
     /// Only keys that match this glob
     #[arg(long, value_name = "GLOB")]
     pattern: Option<String>,
@@ -18,6 +22,9 @@ pub(crate) struct Keys {
 
 impl Keys {
     pub(crate) async fn run(self) -> Result<Outcome, Failure> {
+        if let Some(action) = self.action {
+            return action.run().await;
+        }
         let backing = self.at.open().await?;
         let mut output = std::io::stdout().lock();
         let mut after = None;

@@ -7,6 +7,7 @@ mod export;
 mod flush;
 mod get;
 mod import;
+mod keyring;
 mod keys;
 mod lines;
 mod migrate;
@@ -43,7 +44,7 @@ enum Command {
     Delete(delete::Delete),
     /// Ends with 0 if a key has a value, with 1 if not
     Exists(exists::Exists),
-    /// List keys
+    /// List keys; or make, count and rotate the keys that encrypt
     Keys(keys::Keys),
     /// Remove all entries of a namespace, or those with a tag or a matching key
     Flush(flush::Flush),
@@ -102,6 +103,9 @@ pub(crate) struct At {
     /// File with the server's token; LARDER_TOKEN works too
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Keys of an encrypted data folder [default: where its server had them]
+    #[arg(long, value_name = "FILE", conflicts_with = "server")]
+    key_file: Option<PathBuf>,
     /// Key space
     #[arg(long, short, value_name = "NAME", default_value = "default")]
     namespace: String,
@@ -127,7 +131,7 @@ impl At {
             Some(url) => Backing::server(&url, token, namespace),
             None => {
                 let folder = self.data.clone().unwrap_or_else(|| PathBuf::from("larder-data"));
-                Backing::folder(&folder, token, namespace).await
+                Backing::folder(&folder, self.key_file.as_deref(), token, namespace).await
             }
         }
     }

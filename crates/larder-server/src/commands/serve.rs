@@ -86,6 +86,12 @@ async fn serve(settings: Settings) -> Result<Outcome, Failure> {
         Err(Occupied::Server(other)) => return Err(occupied(&settings, other)),
         Err(Occupied::Failed(error)) => (None, Some(format!("{}: {error}", settings.data.display()))),
     };
+    if let Some(folder) = &folder {
+        settings.encryption.check_folder(folder.path()).map_err(Failure::new)?;
+        if settings.encryption.is_on() {
+            settings.encryption.record(folder.path())?;
+        }
+    }
     let database = folder.as_ref().map(DataFolder::database);
     let (store, fault) = match store::open(&settings, database.as_deref()).await {
         Ok(store) => (store, fault),

@@ -3,6 +3,8 @@
 //! them.
 
 use super::Failure;
+use crate::config::{EncryptionSettings, Settings};
+use crate::store;
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 use larder::backend::{Backend, Cursor, Needs, Put, PutOutcome, Registry, Scan};
@@ -33,6 +35,18 @@ pub(super) struct Delivered {
     pub(super) stored: u64,
     /// The place had the same entry, or a later one.
     pub(super) kept: u64,
+}
+
+/// What opens and seals plain values: with the keys of a data folder, or of a file.
+pub(super) fn envelope(data: Option<&Path>, key_file: Option<&Path>) -> Result<Envelope, Failure> {
+    let encryption = EncryptionSettings::for_command(data, key_file)
+        .map_err(|error| Failure::new(format!("the data folder's encryption.json can't be read: {error}")))?;
+    let settings = Settings { encryption, ..Settings::default() };
+    let envelope = Envelope::new(store::envelope(&settings))?;
+    Ok(match settings.encryption.protection()? {
+        Some(protection) => envelope.protect(protection),
+        None => envelope,
+    })
 }
 
 /// Opens `NAME:PATH`, as in `jsonl:DIR` or `sqlite:FILE`.

@@ -3,10 +3,12 @@
 //! A flag wins over the environment, the environment over the file, the file over the default. Settings
 //! that don't exist are refused wherever they stand.
 
+mod encryption;
 mod file;
 mod node;
 mod units;
 
+pub(crate) use encryption::EncryptionSettings;
 use node::{ConfigError, Origin, Value};
 pub(crate) use units::{Secret, Size};
 
@@ -44,6 +46,8 @@ pub(crate) struct Settings {
     pub(crate) defaults: EntryOptions,
     /// How values are encoded and compressed in the database.
     pub(crate) envelope: EnvelopeOptions,
+    /// Whether and how the database is encrypted or signed.
+    pub(crate) encryption: EncryptionSettings,
     pub(crate) sqlite: SqliteSettings,
     pub(crate) http: HttpSettings,
 }
@@ -61,6 +65,7 @@ impl Default for Settings {
             l1: L1Settings::default(),
             defaults: EntryOptions::default(),
             envelope: EnvelopeOptions::default(),
+            encryption: EncryptionSettings::default(),
             sqlite: SqliteSettings::default(),
             http: HttpSettings::default(),
         }
@@ -165,7 +170,8 @@ impl Default for HttpSettings {
 }
 
 /// Environment variables that are no settings of the server.
-const OTHER_VARIABLES: [&str; 4] = ["LARDER_LOG", "LARDER_TOKEN", "LARDER_SERVER", "LARDER_CONFIG"];
+const OTHER_VARIABLES: [&str; 5] =
+    ["LARDER_LOG", "LARDER_TOKEN", "LARDER_SERVER", "LARDER_CONFIG", "LARDER_KEYS"];
 
 impl Settings {
     /// Reads the file, the environment and the flags (setting and value), and checks the result.
@@ -233,6 +239,13 @@ impl Settings {
             let message = text.rsplit_once("config: ").map_or(text.as_str(), |(_, message)| message);
             let setting = message.split(' ').next().unwrap_or_default();
             refusal(tree, &format!("defaults.{setting}"), message.to_owned())
+        })?;
+        // The keys are read again when they are needed: `--check` should say now what is wrong with them.
+        self.encryption.protection().map_err(|error| {
+            let setting = if self.encryption.key_variable.is_some() { "key_variable" } else { "key_file" };
+            let text = error.to_string();
+            let message = text.split_once("config: ").map_or(text.as_str(), |(_, message)| message);
+            refusal(tree, &format!("encryption.{setting}"), message.to_owned())
         })?;
         if !(1..=64).contains(&self.sqlite.readers) {
             let message = format!("{} was given; 1 to 64 is allowed", self.sqlite.readers);

@@ -185,7 +185,7 @@ fn of_tiers(text: &mut Text, stats: &Stats) {
         }
     }
     type Of = fn(&larder::TierStats) -> u64;
-    let families: [(&str, &str, &str, Of); 16] = [
+    let families: [(&str, &str, &str, Of); 17] = [
         ("larder_tier_promotions_total", "counter", "Entries copied upwards.", |tier| tier.promotions),
         ("larder_tier_writes_total", "counter", "Accepted writes.", |tier| tier.writes),
         (
@@ -193,6 +193,12 @@ fn of_tiers(text: &mut Text, stats: &Stats) {
             "counter",
             "Writes that lost to a removal or later set.",
             |tier| tier.writes_fenced,
+        ),
+        (
+            "larder_tier_tampered_total",
+            "counter",
+            "Entries whose authentication failed under a known key: raise an alarm.",
+            |tier| tier.tampered,
         ),
         ("larder_tier_errors_total", "counter", "Calls that failed or timed out.", |tier| tier.errors),
         (

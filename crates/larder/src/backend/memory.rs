@@ -3,6 +3,7 @@
 //! Entries live in shards behind mutexes; what was removed when is the business of [`Fences`]. A write
 //! takes the fence's guard, then the shard; a read takes the shard alone.
 
+use super::quarantine::{QUARANTINED_MAX, Quarantined, Summary};
 use super::{
     Backend, Capabilities, Cursor, Listed, Mark, Miss, Page, Put, PutOutcome, Read, Removed, Scan, Ticket,
     Usage,
@@ -58,6 +59,7 @@ pub struct MemoryBackend {
     /// Where the next sweep begins.
     sweep_from: AtomicU64,
     is_closed: AtomicBool,
+    quarantine: Mutex<VecDeque<Quarantined>>,
 }
 
 #[derive(Clone, Copy)]
@@ -97,7 +99,18 @@ impl MemoryBackend {
             last_stamp: Mutex::new(None),
             sweep_from: AtomicU64::new(0),
             is_closed: AtomicBool::new(false),
+            quarantine: Mutex::default(),
         }
+    }
+
+    /// The last 64 entries that failed authentication, the oldest first.
+    pub fn quarantined(&self) -> Vec<Quarantined> {
+        self.quarantine.lock().iter().cloned().collect()
+    }
+
+    /// Empties the quarantine, and with it the note of it.
+    pub fn forget_quarantined(&self) {
+        self.quarantine.lock().clear();
     }
 
     fn check_open(&self, operation: &'static str) -> Result<()> {
@@ -293,6 +306,22 @@ impl Backend for MemoryBackend {
         Ok(())
     }
 
+    async fn quarantine(&self, key: &EntryKey, sealed: &Bytes, why: &'static str) -> Result<()> {
+        self.check_open("quarantine")?;
+        let mut shard = self.shard(key);
+        if shard.entries.get(key).is_none_or(|entry| entry.sealed != *sealed) {
+            return Ok(());
+        }
+        shard.delete(key);
+        drop(shard);
+        let mut quarantine = self.quarantine.lock();
+        if quarantine.len() == QUARANTINED_MAX {
+            quarantine.pop_front();
+        }
+        quarantine.push_back(Quarantined::new(key, sealed, why, self.clock.wall_ms()));
+        Ok(())
+    }
+
     async fn mark(&self, namespace: &Namespace, mark: &Mark) -> Result<()> {
         self.check_open("mark")?;
         self.fences.mark(namespace, mark);
@@ -396,6 +425,16 @@ impl Backend for MemoryBackend {
 
     async fn ping(&self) -> Result<()> {
         self.check_open("ping")
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let quarantine = self.quarantine.lock();
+        let summary = quarantine.back().map(|last| Summary {
+            entries: quarantine.len() as u64,
+            last_ms: last.wall_ms,
+            last_reason: last.reason.clone(),
+        });
+        summary.and_then(|summary| summary.note()).into_iter().collect()
     }
 
     async fn close(&self) -> Result<()> {

@@ -22,6 +22,7 @@ mod files;
 #[cfg(all(feature = "jsonl", unix))]
 mod jsonl;
 mod memory;
+mod quarantine;
 #[cfg(any(feature = "sqlite", all(any(feature = "files", feature = "jsonl"), unix)))]
 mod queue;
 #[cfg(feature = "registry")]
@@ -44,6 +45,7 @@ pub use jsonl::check_line;
 #[cfg(all(feature = "jsonl", unix))]
 pub use jsonl::{JsonlBackend, JsonlOptions};
 pub use memory::{MemoryBackend, MemoryOptions};
+pub use quarantine::Quarantined;
 #[cfg(feature = "registry")]
 pub use registry::{Needs, Registry};
 #[cfg(feature = "sqlite")]

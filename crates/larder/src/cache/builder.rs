@@ -6,6 +6,8 @@ use crate::backend::Backend;
 use crate::clock::Clock;
 use crate::entry::check_tag;
 use crate::envelope::{Envelope, EnvelopeOptions};
+#[cfg(feature = "encryption")]
+use crate::envelope::{Keyring, Protection};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guard::GuardOptions;
 use crate::key::{EntryKey, Namespace};
@@ -23,8 +25,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::time::Duration;
 
-/// Makes the format once the envelope's options are known.
-type MakeFormat<K, V> = fn(EnvelopeOptions) -> Result<Arc<dyn Format<K, V>>>;
+/// Makes the format once the envelope is known.
+type MakeFormat<K, V> = fn(Envelope) -> Arc<dyn Format<K, V>>;
 
 /// Builds a [`Cache`].
 #[must_use]
@@ -38,6 +40,8 @@ pub struct Builder<K, V> {
     tiers: Vec<(Arc<dyn Backend>, TierOptions)>,
     make_format: Option<MakeFormat<K, V>>,
     envelope: EnvelopeOptions,
+    #[cfg(feature = "encryption")]
+    protection: Option<Protection>,
     clock: Clock,
     node: Option<u32>,
     flights_max: usize,
@@ -61,6 +65,8 @@ impl<K: Key, V: Value> Builder<K, V> {
             tiers: Vec::new(),
             make_format: None,
             envelope: EnvelopeOptions::default(),
+            #[cfg(feature = "encryption")]
+            protection: None,
             clock: Clock::system(),
             node: None,
             flights_max: 10_000,
@@ -195,6 +201,25 @@ impl<K: Key, V: Value> Builder<K, V> {
         self
     }
 
+    /// Encrypts what is stored in tiers, and refuses what isn't encrypted there: see [`Protection`].
+    #[cfg(feature = "encryption")]
+    pub fn encryption(self, keyring: Keyring) -> Self {
+        self.protection(Protection::encrypt(keyring))
+    }
+
+    /// Signs what is stored in tiers, and refuses what isn't: see [`Protection`].
+    #[cfg(feature = "encryption")]
+    pub fn signing(self, keyring: Keyring) -> Self {
+        self.protection(Protection::sign(keyring))
+    }
+
+    /// Encrypts or signs, with options. Default: neither; then a checksum finds accidents, and no more.
+    #[cfg(feature = "encryption")]
+    pub fn protection(mut self, protection: Protection) -> Self {
+        self.protection = Some(protection);
+        self
+    }
+
     /// Checks every setting and builds the cache.
     ///
     /// # Errors
@@ -223,20 +248,42 @@ impl<K: Key, V: Value> Builder<K, V> {
         if let Some(fault) = self.pressure.as_ref().and_then(MemoryPressure::fault) {
             return Err(Error::new(ErrorKind::Config, "build").message(fault));
         }
-        let format = self.make_format.map(|make| make(self.envelope)).transpose()?;
+        let envelope = Envelope::new(self.envelope)?;
+        #[cfg(feature = "encryption")]
+        let (envelope, keyring) = match self.protection {
+            None => (envelope, None),
+            Some(protection) => {
+                let keyring = protection.keyring().clone();
+                (envelope.protect(protection), Some(keyring))
+            }
+        };
         let limits = Limits { entries_max: self.entries_max, bytes_max: self.bytes_max };
         for (_, options) in &self.tiers {
             options.guard.as_ref().map_or(Ok(()), GuardOptions::check)?;
         }
         let clock = self.clock;
         let counters = Arc::new(Counters::new());
-        let tiers =
-            self.tiers.into_iter().map(|(backend, options)| Tier::new(backend, options, clock.clone()));
+        let mut tiers = Vec::with_capacity(self.tiers.len());
+        for (backend, options) in self.tiers {
+            let hides_keys = options.hide_keys;
+            let tier = Tier::new(backend, options, clock.clone());
+            #[cfg(feature = "encryption")]
+            let tier = match keyring.as_ref().filter(|keyring| hides_keys && keyring.hides_names()) {
+                Some(keyring) => tier.hiding(keyring.clone()),
+                None => tier,
+            };
+            if hides_keys && !tier.hides_keys() {
+                return Err(Error::new(ErrorKind::Config, "build").message(
+                    "hide_keys is true; it needs encryption or signing with a keyring that has a key for names",
+                ));
+            }
+            tiers.push(tier);
+        }
         let shared = Arc::new(Shared {
             l1: L1::new(limits, fastrand::u64(..), self.on_evict, Arc::clone(&counters)),
             flights: Arc::new(Flights::new(self.flights_max, self.waiters_max)),
-            tiers: tiers.collect(),
-            format,
+            tiers,
+            format: self.make_format.map(|make| make(envelope)),
             weigh: self.weigh,
             l1_ttl_max: self.l1_ttl_max,
             stamps: StampClock::new(self.node.unwrap_or_else(|| fastrand::u32(..))),
@@ -276,7 +323,7 @@ where
     /// Adds a tier with options of its own.
     pub fn tier_with(mut self, backend: Arc<dyn Backend>, options: TierOptions) -> Self {
         self.tiers.push((backend, options));
-        self.make_format = Some(|options| Ok(Arc::new(Envelope::new(options)?)));
+        self.make_format = Some(|envelope| Arc::new(envelope));
         self
     }
 }

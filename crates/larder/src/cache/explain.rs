@@ -5,9 +5,9 @@ use super::{Cache, Key, Value};
 use crate::backend::Miss;
 use crate::clock::NEVER_MS;
 use crate::entry::{EntryKind, Meta};
-use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guard::{BreakerMode, BreakerState};
+use crate::key::EntryKey;
 use crate::l1::Slot;
 use crate::tier::{Tier, TierRead};
 use serde::Serialize;
@@ -37,6 +37,8 @@ pub struct TierExplanation {
     /// In a word: `fresh`, `stale`, `absent`, `expired`, `tag` (one of its tags was removed), `cleared`,
     /// `aside` (the tier is set aside or did not answer), or the reason why the envelope was refused.
     pub state: String,
+    /// Whether it sees a keyed hash in the place of the key.
+    pub is_key_hidden: bool,
     /// What is known of the entry, if there is one.
     pub entry: Option<EntryState>,
 }
@@ -61,6 +63,10 @@ pub struct EntryState {
     pub load_ms: u32,
     /// Its tags.
     pub tags: Vec<String>,
+    /// "plain", "signed" or "encrypted"; `None` in L1, where values are as they are.
+    pub sealing: Option<&'static str>,
+    /// The id of the key that signs or encrypts it.
+    pub key_id: Option<String>,
     /// The bytes of its envelope; `None` in L1.
     pub bytes: Option<u64>,
     /// L1 only: how often it was read; above 256 an estimate.
@@ -87,8 +93,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         let mut tiers = vec![this.explain_l1(key)];
         if let Ok(Some(entry_key)) = shared.encode(&this.space, &key.to_owned()) {
             for tier in &shared.tiers {
-                let read = tier.read(std::slice::from_ref(&entry_key)).await.pop();
-                tiers.push(this.explain_tier(tier, read));
+                let name = tier.key(&entry_key);
+                let read = tier.read(std::slice::from_ref(&name)).await.pop();
+                tiers.push(this.explain_tier(tier, &name, read));
             }
         }
         let slot = Slot { space: this.space.id, key: key.to_owned() };
@@ -113,8 +120,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         }
         let entry_key = this.shared.encode(&this.space, &key.to_owned()).ok()??;
         for tier in &this.shared.tiers {
-            let read = tier.read(std::slice::from_ref(&entry_key)).await.pop();
-            if let Some(entry) = of(this.explain_tier(tier, read)) {
+            let name = tier.key(&entry_key);
+            let read = tier.read(std::slice::from_ref(&name)).await.pop();
+            if let Some(entry) = of(this.explain_tier(tier, &name, read)) {
                 return Some(EntryState { source: Some(tier.name().to_owned()), ..entry });
             }
         }
@@ -158,24 +166,32 @@ impl<K: Key, V: Value> Cache<K, V> {
             (state, entry)
         });
         let (state, entry) = found.map_or(("absent", None), |(state, entry)| (state, Some(entry)));
-        TierExplanation { tier: "l1".to_owned(), state: state.to_owned(), entry }
+        TierExplanation { tier: "l1".to_owned(), state: state.to_owned(), is_key_hidden: false, entry }
     }
 
-    fn explain_tier(&self, tier: &Tier, read: Option<TierRead>) -> TierExplanation {
+    fn explain_tier(&self, tier: &Tier, name: &EntryKey, read: Option<TierRead>) -> TierExplanation {
+        let format = self.shared.format.as_ref().expect("a cache with tiers has a format");
         let wall_ms = self.shared.clock.wall_ms();
         let (state, entry) = match read {
             None | Some(TierRead::Unavailable) => ("aside", None),
             Some(TierRead::Missed { why, .. }) => (miss_name(why), None),
-            Some(TierRead::Found { sealed, .. }) => match Envelope::header(&sealed) {
+            Some(TierRead::Found { sealed, .. }) => match format.verify(name, &sealed) {
                 Err(refused) => (refused.name(), None),
                 Ok(header) => {
                     let mut entry = entry_state(&header.meta, wall_ms);
                     entry.bytes = Some(sealed.len() as u64);
+                    entry.sealing = Some(header.sealing.name());
+                    entry.key_id = header.key_id.map(|id| id.to_string());
                     (if entry.fresh_ms_left == Some(0) { "stale" } else { "fresh" }, Some(entry))
                 }
             },
         };
-        TierExplanation { tier: tier.name().to_owned(), state: state.to_owned(), entry }
+        TierExplanation {
+            tier: tier.name().to_owned(),
+            state: state.to_owned(),
+            is_key_hidden: tier.hides_keys(),
+            entry,
+        }
     }
 }
 
@@ -193,6 +209,8 @@ fn entry_state(meta: &Meta, wall_ms: u64) -> EntryState {
         gone_ms_left: left(meta.gone_at_ms),
         load_ms: meta.load_ms,
         tags: meta.tags.iter().map(str::to_owned).collect(),
+        sealing: None,
+        key_id: None,
         bytes: None,
         accesses: None,
         idle_ms: None,
@@ -214,8 +232,11 @@ fn miss_name(why: Miss) -> &'static str {
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "namespace {}", self.namespace)?;
-        for TierExplanation { tier, state, entry } in &self.tiers {
+        for TierExplanation { tier, state, is_key_hidden, entry } in &self.tiers {
             write!(f, "{tier:<10} {state}")?;
+            if *is_key_hidden {
+                write!(f, ", key hidden")?;
+            }
             if let Some(entry) = entry {
                 let seconds = |ms: u64| format!("{:.1} s", ms as f64 / 1e3);
                 let fresh = entry.fresh_ms_left.map_or("ever".to_owned(), seconds);
@@ -224,6 +245,9 @@ impl fmt::Display for Explanation {
                 write!(f, ", fresh for {fresh}, gone {gone}")?;
                 if let Some(bytes) = entry.bytes {
                     write!(f, ", {bytes} bytes")?;
+                }
+                if let (Some(sealing), Some(key_id)) = (entry.sealing, &entry.key_id) {
+                    write!(f, ", {sealing} with key {key_id}")?;
                 }
                 write!(f, ", version {}", entry.stamp)?;
                 if !entry.tags.is_empty() {

@@ -2,7 +2,7 @@
 //! nothing of its values.
 
 use crate::entry::Meta;
-use crate::envelope::{Envelope, Refused};
+use crate::envelope::{Envelope, Header, Protection, Refused};
 use crate::error::Result;
 use crate::key::{EntryKey, Namespace};
 use bytes::Bytes;
@@ -14,6 +14,11 @@ pub(crate) trait Format<K, V>: Send + Sync {
     fn encode(&self, namespace: &Namespace, key: &K) -> Result<EntryKey>;
     fn seal(&self, key: &EntryKey, meta: &Meta, value: Option<&V>) -> Result<Bytes>;
     fn open(&self, key: &EntryKey, sealed: &Bytes) -> Result<(Meta, Option<V>), Refused>;
+    /// The header of what [`open`](Self::open) would open, but for its value.
+    fn verify(&self, key: &EntryKey, sealed: &Bytes) -> Result<Header, Refused>;
+    /// The entry under the current key; `None` if it is.
+    fn renew(&self, key: &EntryKey, sealed: &Bytes) -> Result<Option<Bytes>, Refused>;
+    fn protection(&self) -> Option<&Protection>;
 }
 
 impl<K: Serialize, V: Serialize + DeserializeOwned> Format<K, V> for Envelope {
@@ -27,5 +32,21 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Format<K, V> for Envelope {
 
     fn open(&self, key: &EntryKey, sealed: &Bytes) -> Result<(Meta, Option<V>), Refused> {
         Envelope::open(self, key, sealed)
+    }
+
+    fn verify(&self, key: &EntryKey, sealed: &Bytes) -> Result<Header, Refused> {
+        Envelope::verify(self, key, sealed)
+    }
+
+    fn renew(&self, key: &EntryKey, sealed: &Bytes) -> Result<Option<Bytes>, Refused> {
+        let header = Envelope::header(sealed)?;
+        if self.is_current(&header) {
+            return Ok(None);
+        }
+        self.reseal(key, sealed, &header.meta).map(Some)
+    }
+
+    fn protection(&self) -> Option<&Protection> {
+        Envelope::protection(self)
     }
 }

@@ -56,12 +56,16 @@ impl<K: Key + Serialize, V: Value> Cache<K, V> {
     /// not be listed; each that stays is listed once.
     ///
     /// # Errors
-    /// Those of the tier; [`ErrorKind::Config`] for a limit of 0 or a cursor that is none.
+    /// Those of the tier; [`ErrorKind::Config`] for a limit of 0 or a cursor that is none;
+    /// [`ErrorKind::Unsupported`] where a tier has its keys hidden.
     pub async fn keys(&self, request: &KeysRequest) -> Result<KeysPage> {
         let this = &*self.view()?;
         if request.limit == 0 {
             return Err(Error::new(ErrorKind::Config, "keys").message("limit is 0; at least 1 is allowed"));
         }
+        // What the others have is not all there is.
+        let hiding = self.shared.tiers.iter().find(|tier| tier.hides_keys());
+        hiding.map_or(Ok(()), |tier| tier.check_scan("keys"))?;
         let lowest =
             self.shared.tiers.iter().rev().find(|tier| tier.backend.capabilities().scan && !tier.is_aside());
         let Some(tier) = lowest else { return this.keys_of_l1(request) };

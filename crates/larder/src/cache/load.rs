@@ -10,6 +10,7 @@ use crate::backend::{Put, Ticket};
 use crate::clock::NEVER_MS;
 use crate::clock::millis;
 use crate::entry::{EntryKind, Meta, Tags};
+use crate::envelope::{Fate, Protection};
 use crate::error::{BoxError, Error, ErrorKind, Result};
 use crate::key::EntryKey;
 use crate::l1::{Published, Seen, Slot, Space};
@@ -138,7 +139,7 @@ impl<K: Key, V: Value> Shared<K, V> {
             }
             let keys: Vec<EntryKey> = pending
                 .iter()
-                .map(|one| one.entry_key.clone().expect("a cache with tiers encodes keys"))
+                .map(|one| tier.key(one.entry_key.as_ref().expect("a cache with tiers encodes keys")))
                 .collect();
             let reads = tier.read(&keys).await;
             let mut missing = Vec::with_capacity(pending.len());
@@ -152,7 +153,14 @@ impl<K: Key, V: Value> Shared<K, V> {
                     }
                     TierRead::Found { ticket, sealed } => {
                         one.tickets[position] = Some(ticket);
-                        self.open(position, key, &sealed).await.map(|(meta, value)| (meta, value, sealed))
+                        match self.open(position, key, &sealed).await {
+                            Ok(found) => found.map(|(meta, value)| (meta, value, sealed)),
+                            Err(error) => {
+                                tier.counters().misses.fetch_add(1, Relaxed);
+                                one.item.landing.land(Err(error));
+                                continue;
+                            }
+                        }
                     }
                 };
                 let counters = tier.counters();
@@ -203,16 +211,25 @@ impl<K: Key, V: Value> Shared<K, V> {
             let value = answer.value.clone();
             one.item.landing.land(Ok(Some(answer)));
             self.tiers[from].counters().promotions.fetch_add(1, Relaxed);
+            let found_as = self.tiers[from].key(&key);
+            let renewed = self.renew(&found_as, &sealed);
+            if let (Some(sealed), Some(ticket)) = (&renewed, one.tickets[from]) {
+                let (key, meta, sealed) = (found_as.clone(), meta.clone(), sealed.clone());
+                upwards[from].push(Put { key, meta, sealed, ticket });
+            }
+            let sealed = renewed.unwrap_or(sealed);
             for (position, puts) in upwards.iter_mut().enumerate().take(from) {
                 if let Some(ticket) = one.tickets[position] {
                     let capped = self.tiers[position].cap(&meta);
-                    // The envelope tells the expiries, so it is the tier's own where the tier's limit is.
-                    let sealed = match capped.fresh_until_ms == meta.fresh_until_ms {
+                    let name = self.tiers[position].key(&key);
+                    // The envelope tells the expiries, and is for the name that the tier knows.
+                    let is_same = capped.fresh_until_ms == meta.fresh_until_ms && name == found_as;
+                    let sealed = match is_same {
                         true => Ok(sealed.clone()),
-                        false => self.seal(&key, &capped, value.as_ref()),
+                        false => self.seal(&name, &capped, value.as_ref()),
                     };
                     match sealed {
-                        Ok(sealed) => puts.push(Put { key: key.clone(), meta: capped, sealed, ticket }),
+                        Ok(sealed) => puts.push(Put { key: name, meta: capped, sealed, ticket }),
                         Err(error) => tracing::warn!(%error, "a value is not copied upwards"),
                     }
                 }
@@ -363,8 +380,9 @@ impl<K: Key, V: Value> Shared<K, V> {
             for (position, puts) in downwards.iter_mut().enumerate().take(reach) {
                 let Some(ticket) = one.tickets[position] else { continue };
                 let meta = self.tiers[position].cap(&answer.meta);
+                let key = self.tiers[position].key(&key);
                 match self.seal(&key, &meta, answer.value.as_ref()) {
-                    Ok(sealed) => puts.push(Put { key: key.clone(), meta, sealed, ticket }),
+                    Ok(sealed) => puts.push(Put { key, meta, sealed, ticket }),
                     Err(error) => tracing::warn!(%error, "a loaded value stays in memory only"),
                 }
             }
@@ -467,8 +485,16 @@ impl<K: Key, V: Value> Shared<K, V> {
         }
     }
 
-    /// Opens an entry of a tier; what can't be opened is counted and dropped there.
-    async fn open(&self, position: usize, key: &EntryKey, sealed: &Bytes) -> Option<(Meta, Option<V>)> {
+    /// Opens an entry of a tier. What can't be opened is counted, and dropped, kept or quarantined there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Authentication`] for an entry that was tampered with, where that is not to be a miss.
+    async fn open(
+        &self,
+        position: usize,
+        key: &EntryKey,
+        sealed: &Bytes,
+    ) -> Result<Option<(Meta, Option<V>)>> {
         let tier = &self.tiers[position];
         let format = self.format.as_ref().expect("a cache with tiers has a format");
         match format.open(key, sealed) {
@@ -476,21 +502,33 @@ impl<K: Key, V: Value> Shared<K, V> {
                 let wall_ms = self.clock.wall_ms();
                 if meta.stamp.is_distrusted(wall_ms) {
                     tier.count_refused("clock");
-                    return None;
+                    return Ok(None);
                 }
                 self.stamps.advance(meta.stamp, wall_ms);
-                Some((meta, value))
+                Ok(Some((meta, value)))
             }
             Err(refused) => {
-                tracing::warn!(
-                    tier = tier.name(),
-                    reason = refused.name(),
-                    "an entry was refused and dropped"
-                );
-                tier.count_refused(refused.name());
-                tier.discard(key, sealed).await;
-                self.report_discarded(key, tier.name(), refused.name());
-                None
+                let (name, reason) = (tier.name(), refused.name());
+                tier.count_refused(reason);
+                match refused.fate() {
+                    Fate::Discard => {
+                        tracing::warn!(tier = name, reason, "an entry was refused and dropped");
+                        tier.discard(key, sealed).await;
+                        self.report_discarded(key, name, reason);
+                    }
+                    Fate::Keep => tracing::warn!(tier = name, reason, "an entry was refused and left alone"),
+                    Fate::Quarantine => {
+                        tracing::error!(tier = name, reason, "AN ENTRY WAS TAMPERED WITH; it is quarantined");
+                        tier.quarantine(key, sealed, reason).await;
+                        self.report_discarded(key, name, reason);
+                        if format.protection().is_some_and(Protection::is_strict) {
+                            return Err(Error::new(ErrorKind::Authentication, "get")
+                                .backend(name.to_owned())
+                                .message("an entry was tampered with; it is quarantined"));
+                        }
+                    }
+                }
+                Ok(None)
             }
         }
     }
@@ -502,6 +540,13 @@ impl<K: Key, V: Value> Shared<K, V> {
                 tracing::error!(reason, "a listener for discarded entries panicked");
             }
         }
+    }
+
+    /// An entry that was found, under the current key, where that is asked for and it isn't.
+    fn renew(&self, key: &EntryKey, sealed: &Bytes) -> Option<Bytes> {
+        let format = self.format.as_ref()?;
+        format.protection().filter(|protection| protection.reseals_on_read())?;
+        format.renew(key, sealed).ok().flatten()
     }
 
     /// Whether an entry of a tier is past its TTL. One that was made in the future, by a clock that was

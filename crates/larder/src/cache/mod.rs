@@ -14,6 +14,8 @@ mod loader;
 mod maintain;
 mod promise;
 mod read;
+#[cfg(feature = "encryption")]
+mod rotate;
 #[cfg(all(test, larder_shuttle))]
 mod schedules;
 mod tenants;
@@ -26,6 +28,8 @@ pub use explain::{EntryState, Explanation, Health, HealthLevel, TierExplanation,
 pub use keys::{KeyInfo, KeysPage, KeysRequest};
 pub use loader::{LoadContext, Loaded};
 pub use read::{Hit, Stale};
+#[cfg(feature = "encryption")]
+pub use rotate::{KeyUsage, Rotation, RotationProgress};
 pub use write::{Removal, Written};
 
 pub(crate) use flight::{Edge, in_flight, next_number as next_flight};
@@ -94,6 +98,12 @@ impl<K: Hash + Eq, V: Clone> Clone for Cache<K, V> {
             space: Arc::clone(&self.space),
             defaults: Arc::clone(&self.defaults),
         }
+    }
+}
+
+impl<K: Hash + Eq, V: Clone> std::fmt::Debug for Shared<K, V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
     }
 }
 

@@ -246,18 +246,12 @@ impl<K: Key + serde::Serialize, V: Value> Cache<K, V> {
     /// many the tier (or L1) that had most of them removed.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] when a tier can't list its keys: nothing is removed then;
+    /// [`ErrorKind::Unsupported`] when a tier can't list its keys or has them hidden: nothing is removed then;
     /// [`Closed`](ErrorKind::Closed).
     pub async fn remove_matching(&self, pattern: &Pattern) -> Result<u64> {
         self.open()?;
         let this = &*self.view()?;
-        for tier in &self.shared.tiers {
-            if !tier.backend.capabilities().scan {
-                return Err(Error::new(ErrorKind::Unsupported, "remove_matching")
-                    .backend(tier.name().to_owned())
-                    .message("it can't list its keys; remove by tag instead"));
-            }
-        }
+        self.shared.tiers.iter().try_for_each(|tier| tier.check_scan("remove_matching"))?;
         self.shared.counters.add(Count::Removal);
         let (shared, space, pattern) = (Arc::clone(&this.shared), Arc::clone(&this.space), pattern.clone());
         let removed = async move {
@@ -305,6 +299,7 @@ impl<K: Key, V: Value> Shared<K, V> {
             let mut refusal = None;
             // From the lowest tier up: what a lower one refuses, a higher one must not keep.
             for tier in self.tiers.iter().rev() {
+                let key = tier.key(&key);
                 if refusal.is_some() {
                     tier.remove(tier::Removal::Keys(std::slice::from_ref(&key))).await;
                     continue;
@@ -425,7 +420,15 @@ impl<K: Key, V: Value> Shared<K, V> {
         let mut existed = Vec::new();
         let mut is_queued = false;
         for tier in self.tiers.iter().rev() {
-            match tier.remove(removal.clone()).await {
+            let names: Vec<EntryKey>;
+            let removal = match &removal {
+                tier::Removal::Keys(keys) if tier.hides_keys() => {
+                    names = keys.iter().map(|key| tier.key(key)).collect();
+                    tier::Removal::Keys(&names)
+                }
+                same => same.clone(),
+            };
+            match tier.remove(removal).await {
                 Delivered::Now(counts) if existed.is_empty() => existed = counts,
                 Delivered::Now(counts) => {
                     for (there, count) in existed.iter_mut().zip(counts) {

@@ -12,14 +12,14 @@
 //! | --- | --- | --- |
 //! | 0 | 4 | magic, `LRDR` |
 //! | 4 | 1 | version, 1 |
-//! | 5 | 1 | flags: bit 0 is a remembered absence; others are 0 |
+//! | 5 | 1 | flags: bit 0 is a remembered absence, bit 1 a signature; others are 0 |
 //! | 6 | 1 | [codec](Codec): 1 postcard, 2 MessagePack, 3 JSON |
 //! | 7 | 1 | [compression](Compression): 0 none, 1 LZ4 block, 2 zstd frame |
-//! | 8 | 4 | key id: 0 is "not encrypted" |
+//! | 8 | 4 | key id: 0 is neither encrypted nor signed |
 //! | 12 | 1 | kind: 0 load, 1 set |
 //! | 13 | 1 | number of tags, at most 64 |
 //! | 14 | 2 | length of all tags with their prefixes |
-//! | 16 | 4 | length of the extension, 0 without encryption |
+//! | 16 | 4 | length of the extension: 0 without a key id, else 32 |
 //! | 20 | 12 | stamp |
 //! | 32 | 8 | created, in milliseconds since 1970 like the next three |
 //! | 40 | 8 | fresh until |
@@ -30,34 +30,48 @@
 //! | 76 | 4 | length of the plain payload, before compression |
 //! | 80 | 4 | length of the payload |
 //! | 84 | | tags in ascending order, each a length of 2 bytes and UTF-8 |
-//! | | | extension |
-//! | | | payload |
+//! | | | extension: salt and authentication tag of 16 bytes each, or the signature |
+//! | | | payload, encrypted where it is |
 //! | end | 8 | checksum |
 //!
-//! The checksum is XXH3-64 of: length of the namespace (1 byte), namespace, length of the key (4 bytes),
-//! key, and all that precedes the checksum. An entry that was moved under another key is refused.
+//! Without a key id, the checksum is XXH3-64 of: length of the namespace (1 byte), namespace, length of the
+//! key (4 bytes), key, and all that precedes the checksum. An entry that was moved under another key is refused.
 //!
-//! Encryption has its place although version 1 writes none: a key id above 0, and an extension that
-//! begins with the 16-byte salt from which the entry's key is derived and holds the authentication tag.
-//! A reader without that key still checks the checksum, and refuses by [`Refused::KeyId`].
+//! With one, it is XXH3-64 of all that precedes it and nothing else: it finds bytes that were damaged by
+//! accident, so that an entry which passes it and fails its authentication was changed, moved or made by
+//! somebody. What is authenticated, how, and against whom, stands in [`Protection`] and its module
+//! (feature `encryption`); a reader without that key refuses by [`Refused::KeyId`].
 //!
 //! # In which order a reader checks
-//! Magic, version, lengths, checksum; then key id, the other fields, type, sizes against the limits;
-//! decompression; decoding. Nothing is allocated for a value before its sizes have been checked, and
-//! nothing is decoded whose checksum is wrong.
+//! Magic, version, lengths, checksum; key id and authentication; then the other fields, type, sizes against
+//! the limits; decompression; decoding. Nothing is allocated for a value before its sizes have been checked, and
+//! nothing is decoded whose checksum or authentication is wrong. The key id names the one key that is tried.
 
 mod codec;
 mod compress;
 mod header;
+#[cfg(feature = "encryption")]
+mod keyring;
 mod nesting;
+#[cfg(feature = "encryption")]
+mod protection;
+#[cfg(not(feature = "encryption"))]
+#[path = "protection_absent.rs"]
+mod protection;
 mod refused;
 mod shape;
 
 pub use codec::Codec;
 pub use compress::Compression;
-pub use header::{Header, VERSION};
+pub use header::{Header, KeyId, Sealing, VERSION};
+#[cfg(feature = "encryption")]
+pub use keyring::{KeySource, Keyring, KeyringBuilder, SECRET_KEY_BYTES, SecretKey};
 pub use nesting::NESTING_MAX;
-pub use refused::Refused;
+#[cfg(feature = "encryption")]
+pub use protection::{OnTampering, Protection};
+pub use refused::{Fate, Refused};
+#[cfg(feature = "encryption")]
+pub use zeroize::Zeroizing;
 
 use crate::entry::Meta;
 use crate::error::{Error, ErrorKind, Result};
@@ -65,9 +79,12 @@ use crate::key::EntryKey;
 use bytes::Bytes;
 use codec::Bounded;
 use header::Frame;
+#[cfg(not(feature = "encryption"))]
+pub(crate) use protection::Protection;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shape::Shape;
+use std::borrow::Cow;
 
 /// How values are sealed. Reading depends on it only for the limits and the schema: an envelope says
 /// itself how it was made, so codec and compression can be changed while entries of the old kind live.
@@ -139,6 +156,7 @@ impl Default for EnvelopeOptions {
 #[derive(Clone, Debug)]
 pub struct Envelope {
     options: EnvelopeOptions,
+    protection: Option<Protection>,
 }
 
 impl Envelope {
@@ -170,7 +188,18 @@ impl Envelope {
         if options.schema.as_deref() == Some("") {
             return config("schema = \"\": it needs a name, or leave it out".into());
         }
-        Ok(Envelope { options })
+        Ok(Envelope { options, protection: None })
+    }
+
+    /// The same with protection: what it seals is encrypted or signed, and it opens nothing that isn't.
+    #[cfg(feature = "encryption")]
+    #[must_use]
+    pub fn protect(self, protection: Protection) -> Self {
+        Envelope { protection: Some(protection), ..self }
+    }
+
+    pub(crate) fn protection(&self) -> Option<&Protection> {
+        self.protection.as_ref()
     }
 
     /// The options.
@@ -198,13 +227,15 @@ impl Envelope {
                 std::any::type_name::<V>()
             )));
         }
-        let mut out = header::reserve(&meta.tags);
+        let sealer = self.protection.as_ref().map(Protection::sealer);
+        let mut out = header::reserve(&meta.tags, sealer.as_ref());
         let start = out.len();
         let mut header = Header {
             meta: Meta { is_negative: value.is_none(), ..meta.clone() },
             codec,
             compression: Compression::None,
-            key_id: 0,
+            sealing: Sealing::Plain,
+            key_id: None,
             fingerprint: shape.fingerprint,
             plain_bytes: 0,
             payload_bytes: 0,
@@ -224,30 +255,25 @@ impl Envelope {
         }
         header.payload_bytes =
             u32::try_from(out.len() - start).expect("a payload is at most as long as its plain bytes");
-        Ok(header.finish(key, out))
+        Ok(header.finish(key, out, sealer.as_ref()))
     }
 
     /// Opens an envelope that was sealed for `key`.
     ///
     /// # Errors
-    /// The reason why it is not a value of type `V`. The caller counts it, discards the entry, and goes on
-    /// as if there had been none.
+    /// The reason why it is not a value of type `V`. The caller counts it, does with the entry what
+    /// [`Refused::fate`] says, and goes on as if there had been none.
     pub fn open<V: DeserializeOwned>(
         &self,
         key: &EntryKey,
         sealed: &Bytes,
     ) -> Result<(Meta, Option<V>), Refused> {
-        let frame = Frame::split(sealed)?;
-        frame.verify(key)?;
-        let header = frame.header()?;
-        if header.key_id != 0 {
-            return Err(Refused::KeyId);
-        }
+        let (header, payload) = self.authenticate(key, sealed)?;
         if header.fingerprint != Shape::of::<V>(self.options.schema.as_deref()).fingerprint {
             return Err(Refused::Type);
         }
         if header.meta.is_negative {
-            return if frame.payload.is_empty() && header.plain_bytes == 0 {
+            return if payload.is_empty() && header.plain_bytes == 0 {
                 Ok((header.meta, None))
             } else {
                 Err(Refused::Length)
@@ -256,16 +282,15 @@ impl Envelope {
         if header.plain_bytes > self.options.value_bytes_max {
             return Err(Refused::TooLarge);
         }
-        if header.compression != Compression::None && self.is_bomb(header.plain_bytes, frame.payload.len()) {
+        if header.compression != Compression::None && self.is_bomb(header.plain_bytes, payload.len()) {
             return Err(Refused::Bomb);
         }
-        let plain = header.compression.decompress(frame.payload, header.plain_bytes as usize)?;
+        let plain = header.compression.decompress(&payload, header.plain_bytes as usize)?;
         let value = header.codec.decode(&plain)?;
         Ok((header.meta, Some(value)))
     }
 
-    /// What an envelope says of itself, payload untouched and checksum unchecked: for listings and
-    /// `explain`.
+    /// What an envelope says of itself, payload untouched, checksum and authentication unchecked.
     ///
     /// # Errors
     /// The reason why the header can't be read.
@@ -273,22 +298,46 @@ impl Envelope {
         Frame::split(sealed)?.header()
     }
 
-    /// The same value with another [`Meta`]: the payload is copied as it is, neither decoded nor
+    /// What an envelope that was sealed for `key` says of itself, checksum and authentication checked.
+    ///
+    /// # Errors
+    /// The reason why it is not what was sealed.
+    pub fn verify(&self, key: &EntryKey, sealed: &[u8]) -> Result<Header, Refused> {
+        self.authenticate(key, sealed).map(|(header, _)| header)
+    }
+
+    /// Whether an entry is protected as new ones are, by the current key.
+    pub fn is_current(&self, header: &Header) -> bool {
+        match &self.protection {
+            None => header.key_id.is_none(),
+            Some(protection) => protection.is_current(header.key_id, header.sealing),
+        }
+    }
+
+    /// The same value with another [`Meta`], under the current key: the payload is neither decoded nor
     /// decompressed. Whether it is an absence stays as it was.
     ///
     /// # Errors
     /// The reason why the envelope is not one that was sealed for `key`.
     pub fn reseal(&self, key: &EntryKey, sealed: &Bytes, meta: &Meta) -> Result<Bytes, Refused> {
+        let (old, payload) = self.authenticate(key, sealed)?;
+        let sealer = self.protection.as_ref().map(Protection::sealer);
+        let mut out = header::reserve(&meta.tags, sealer.as_ref());
+        out.extend_from_slice(&payload);
+        let header = Header { meta: Meta { is_negative: old.meta.is_negative, ..meta.clone() }, ..old };
+        Ok(header.finish(key, out, sealer.as_ref()))
+    }
+
+    /// Header and payload as they were before they were protected.
+    fn authenticate<'s>(&self, key: &EntryKey, sealed: &'s [u8]) -> Result<(Header, Cow<'s, [u8]>), Refused> {
         let frame = Frame::split(sealed)?;
         frame.verify(key)?;
-        let old = frame.header()?;
-        if old.key_id != 0 {
-            return Err(Refused::KeyId);
-        }
-        let mut out = header::reserve(&meta.tags);
-        out.extend_from_slice(frame.payload);
-        let header = Header { meta: Meta { is_negative: old.meta.is_negative, ..meta.clone() }, ..old };
-        Ok(header.finish(key, out))
+        let payload = match &self.protection {
+            Some(protection) => protection.open(key, &frame)?,
+            None if frame.key_id().is_some() => return Err(Refused::KeyId),
+            None => Cow::Borrowed(frame.payload),
+        };
+        Ok((frame.header()?, payload))
     }
 
     fn is_bomb(&self, plain_bytes: u32, payload_bytes: usize) -> bool {

@@ -14,10 +14,18 @@ pub enum Refused {
     Version,
     /// Its lengths contradict each other.
     Length,
-    /// It was changed, or belongs to another key.
+    /// It was damaged, or, if it is not protected, belongs to another key.
     Checksum,
-    /// It is encrypted with a key that isn't at hand.
+    /// It is encrypted or signed with a key that isn't at hand.
     KeyId,
+    /// It is not encrypted, and this cache takes only what is.
+    Plaintext,
+    /// It is not signed, and this cache takes only what is.
+    Unsigned,
+    /// It is encrypted, and was changed, moved to another key, or made by somebody without the key.
+    Tampered,
+    /// The same where it is signed.
+    Signature,
     /// A field has a value that its version doesn't define.
     Header,
     /// Its tags are not in order, not UTF-8, or over the limits.
@@ -44,7 +52,7 @@ pub enum Refused {
 
 impl Refused {
     /// Every reason, for metrics that are to exist before they count.
-    pub const ALL: [Refused; 17] = {
+    pub const ALL: [Refused; 21] = {
         use Refused::*;
         [
             Truncated,
@@ -53,6 +61,10 @@ impl Refused {
             Length,
             Checksum,
             KeyId,
+            Plaintext,
+            Unsigned,
+            Tampered,
+            Signature,
             Header,
             Tags,
             Codec,
@@ -77,6 +89,10 @@ impl Refused {
             Length => "length",
             Checksum => "checksum",
             KeyId => "key_id",
+            Plaintext => "plaintext",
+            Unsigned => "unsigned",
+            Tampered => "tampered",
+            Signature => "signature",
             Header => "header",
             Tags => "tags",
             Codec => "codec",
@@ -90,6 +106,29 @@ impl Refused {
             Decode => "decode",
         }
     }
+}
+
+impl Refused {
+    /// What becomes of the entry.
+    pub fn fate(self) -> Fate {
+        match self {
+            // Another process may have the key, or this one after its next start.
+            Refused::KeyId => Fate::Keep,
+            Refused::Tampered | Refused::Signature => Fate::Quarantine,
+            _ => Fate::Discard,
+        }
+    }
+}
+
+/// What becomes of an entry that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fate {
+    /// It is dropped: nobody will ever open it.
+    Discard,
+    /// It stays, until it expires or is written anew.
+    Keep,
+    /// It is kept out of the way for an operator to look at, and counted as tampered with.
+    Quarantine,
 }
 
 impl fmt::Display for Refused {

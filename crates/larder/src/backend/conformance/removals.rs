@@ -17,6 +17,11 @@ pub(super) fn cases() -> Vec<Case> {
             needs: Needs::Nothing,
             run: |b| Box::pin(marks_apart(b)),
         },
+        Case {
+            name: "quarantine_only_what_was_read",
+            needs: Needs::Nothing,
+            run: |b| Box::pin(quarantine(b)),
+        },
         Case { name: "discard_only_what_was_read", needs: Needs::Nothing, run: |b| Box::pin(discard(b)) },
         Case { name: "sweep_frees_and_keeps", needs: Needs::Nothing, run: |b| Box::pin(sweep(b)) },
         Case { name: "patterns", needs: Needs::Scan, run: |b| Box::pin(patterns(b)) },
@@ -86,6 +91,16 @@ async fn marks_apart(b: &Bench<'_>) -> Verdict {
     let mut put = load(&there, "loaded", ticket, b.stamp());
     put.meta.tags = crate::entry::Tags::new(["red"])?;
     same("a load of another namespace", b.put(put).await?, PutOutcome::Stored)
+}
+
+/// Where it is kept is the backend's business; it is not served any more.
+async fn quarantine(b: &Bench<'_>) -> Verdict {
+    let key = b.key("k")?;
+    b.set(&key, "bad").await?;
+    b.backend.quarantine(&key, &Bytes::from_static(b"other"), "tampered").await?;
+    b.reads("a quarantine of other bytes", &key, "bad").await?;
+    b.backend.quarantine(&key, &Bytes::from_static(b"bad"), "tampered").await?;
+    b.misses("a quarantine of these bytes", &key, Miss::Absent).await
 }
 
 async fn discard(b: &Bench<'_>) -> Verdict {

@@ -3,7 +3,7 @@
 use crate::backend::Mark;
 use crate::clock::NEVER_MS;
 use crate::entry::{EntryKind, Meta, Tags};
-use crate::envelope::{Codec, Compression, Envelope};
+use crate::envelope::{Codec, Compression, Envelope, Sealing};
 use crate::key::{EntryKey, Namespace, Pattern};
 use crate::stamp::Stamp;
 use base64::Engine;
@@ -333,8 +333,9 @@ fn decode(text: &str) -> Result<Vec<u8>, Nonsense> {
 fn readable(sealed: &[u8]) -> Option<(&[u8], &RawValue, &[u8])> {
     const CHECKSUM_BYTES: usize = 8;
     let header = Envelope::header(sealed).ok()?;
-    let is_plain =
-        header.codec == Codec::Json && header.compression == Compression::None && header.key_id == 0;
+    let is_plain = header.codec == Codec::Json
+        && header.compression == Compression::None
+        && header.sealing != Sealing::Encrypted;
     if !is_plain || header.payload_bytes == 0 {
         return None;
     }

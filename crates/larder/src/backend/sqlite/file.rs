@@ -8,8 +8,10 @@
 //! the locks that this process holds (POSIX).
 
 use super::fault::{NAME, io_error, is_corrupt, to_error};
+use super::quarantine;
 use super::schema::{self, Kind};
 use super::store::Known;
+use crate::backend::quarantine::Summary;
 use crate::backend::{Durability, boot_id};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -72,11 +74,13 @@ pub(super) struct DataFile {
     busy_timeout: Duration,
     clock: Clock,
     incidents: Mutex<Vec<Incident>>,
+    quarantine: Mutex<Summary>,
 }
 
 impl DataFile {
     pub(super) fn new(path: PathBuf, durability: Durability, busy_timeout: Duration, clock: Clock) -> Self {
-        DataFile { path, durability, busy_timeout, clock, incidents: Mutex::new(Vec::new()) }
+        let (incidents, quarantine) = Default::default();
+        DataFile { path, durability, busy_timeout, clock, incidents, quarantine }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -85,6 +89,15 @@ impl DataFile {
 
     pub(super) fn incidents(&self) -> Vec<Incident> {
         self.incidents.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What there is to say of entries that failed authentication.
+    pub(super) fn quarantine(&self) -> Option<String> {
+        self.quarantine.lock().unwrap_or_else(PoisonError::into_inner).note()
+    }
+
+    pub(super) fn note_quarantine(&self, summary: Summary) {
+        *self.quarantine.lock().unwrap_or_else(PoisonError::into_inner) = summary;
     }
 
     /// Opens the file for writing: makes it, checks it, brings it up to date; sets aside what is damaged
@@ -244,6 +257,7 @@ impl DataFile {
             tracing::warn!(path = %self.path.display(), "{why}: the cache file starts empty");
             self.incident(why, None);
         }
+        self.note_quarantine(quarantine::summary(&db).map_err(failed)?);
         let identity = identity(&self.path).map_err(|error| io_error("open", &self.path, error))?;
         Ok(Checked::Ready(Box::new(Conn { db, known: Cell::new(None), identity })))
     }

@@ -12,6 +12,7 @@ mod inline;
 mod mutate;
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod nowait;
+mod quarantine;
 mod reader;
 mod reclaim;
 mod schema;
@@ -23,7 +24,8 @@ mod refusals;
 
 use super::queue::{Queue, lost};
 use super::{
-    Backend, Capabilities, Durability, Mark, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage,
+    Backend, Capabilities, Durability, Mark, Page, Put, PutOutcome, Quarantined, Read, Removed, Scan, Ticket,
+    Usage,
 };
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -246,13 +248,23 @@ impl SqliteBackend {
         self.file.incidents()
     }
 
+    /// The last 64 entries that failed authentication, the oldest first. They survive a restart.
+    pub async fn quarantined(&self) -> Result<Vec<Quarantined>> {
+        ask(&self.reads, "quarantined", Request::Quarantined).await
+    }
+
+    /// Empties the quarantine, and with it the note of it.
+    pub async fn forget_quarantined(&self) -> Result<()> {
+        self.write(Op::ForgetQuarantined).await.map(|_| ())
+    }
+
     /// Queues an operation; the receiver gets its result after the commit.
     async fn queue(&self, op: Op) -> Result<oneshot::Receiver<Result<Done>>> {
         let (answer, answered) = oneshot::channel();
         let name = op.name();
         let bytes = match &op {
             Op::Put(put) => self.check_size(put)?,
-            Op::Discard(_, sealed) => sealed.len(),
+            Op::Discard(_, sealed) | Op::Quarantine(_, sealed, _) => sealed.len(),
             _ => 0,
         };
         self.writes.push(name, bytes, Job { op, answer: Some(answer) }).await?;
@@ -364,6 +376,10 @@ impl Backend for SqliteBackend {
         self.write(Op::Discard(key.clone(), sealed.clone())).await.map(|_| ())
     }
 
+    async fn quarantine(&self, key: &EntryKey, sealed: &Bytes, why: &'static str) -> Result<()> {
+        self.write(Op::Quarantine(key.clone(), sealed.clone(), why)).await.map(|_| ())
+    }
+
     async fn mark(&self, namespace: &Namespace, mark: &Mark) -> Result<()> {
         self.write(Op::Mark(namespace.clone(), mark.clone())).await.map(|_| ())
     }
@@ -402,7 +418,7 @@ impl Backend for SqliteBackend {
     }
 
     fn notes(&self) -> Vec<String> {
-        self.incidents().iter().map(ToString::to_string).collect()
+        self.incidents().iter().map(ToString::to_string).chain(self.file.quarantine()).collect()
     }
 
     /// Waits for the end of what is queued, moves the log into the file and marks it clean.

@@ -71,13 +71,17 @@ impl Store<'_> {
         Ok(if was_valid { Removed::Existed } else { Removed::Absent })
     }
 
-    /// Deletes an entry that can't be opened, if it still has these bytes. No removal: nothing is fenced.
-    pub(super) fn discard(&mut self, key: &EntryKey, sealed: &[u8]) -> rusqlite::Result<()> {
-        let Some(namespace) = self.namespace(key.namespace())? else { return Ok(()) };
-        let Some(found) = self.find(namespace, key)? else { return Ok(()) };
-        let is_same = statement(self.db, "SELECT sealed = ?2 FROM entry WHERE id = ?1")?
+    /// Deletes an entry that can't be opened, if it still has these bytes, and says whether it had. No removal:
+    /// nothing is fenced.
+    pub(super) fn discard(&mut self, key: &EntryKey, sealed: &[u8]) -> rusqlite::Result<bool> {
+        let Some(namespace) = self.namespace(key.namespace())? else { return Ok(false) };
+        let Some(found) = self.find(namespace, key)? else { return Ok(false) };
+        let is_same: bool = statement(self.db, "SELECT sealed = ?2 FROM entry WHERE id = ?1")?
             .query_row(params![found.row.id, sealed], |row| row.get(0))?;
-        if is_same { self.delete(Some(&found)) } else { Ok(()) }
+        if is_same {
+            self.delete(Some(&found))?;
+        }
+        Ok(is_same)
     }
 
     /// Moves a marker. At most `marks_max` are kept.

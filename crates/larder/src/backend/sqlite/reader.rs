@@ -9,6 +9,7 @@ use super::file::{Conn, DataFile};
 use super::inline::{Inline, Shift};
 use super::reclaim::Visited;
 use super::store::{self, Place, Store};
+use crate::backend::Quarantined;
 use crate::backend::queue::{Queue, Queued, lost};
 use crate::backend::{Cursor, Page, Read, Scan, Ticket, Usage};
 use crate::clock::Clock;
@@ -37,6 +38,7 @@ pub(super) enum Request {
     /// What a test lets the thread do.
     #[cfg(test)]
     Run(Arc<dyn Fn() + Send + Sync>, Answer<()>),
+    Quarantined(Answer<Vec<Quarantined>>),
 }
 
 /// A [`Scan`] that outlives its caller.
@@ -159,6 +161,7 @@ impl Reader {
                 run();
                 Ok(())
             }),
+            Request::Quarantined(answer) => give(answer, || store.quarantined()),
         }
     }
 
@@ -202,6 +205,7 @@ impl Request {
             Request::LastStamp(answer) => is_closed(answer),
             #[cfg(test)]
             Request::Run(_, answer) => is_closed(answer),
+            Request::Quarantined(answer) => is_closed(answer),
         }
     }
 
@@ -221,6 +225,7 @@ impl Request {
             Request::LastStamp(answer) => send(answer, error),
             #[cfg(test)]
             Request::Run(_, answer) => send(answer, error),
+            Request::Quarantined(answer) => send(answer, error),
         }
     }
 }

@@ -9,6 +9,7 @@ use super::file::{Conn, DataFile};
 use super::inline::Shift;
 use super::reclaim::{Limits, Progress, SHRINK_STEPS, Visited};
 use super::store::{Place, Store};
+use crate::backend::quarantine::Summary;
 use crate::backend::queue::{Queue, Queued};
 use crate::backend::{Durability, Mark, Put, PutOutcome, Removed, boot_id};
 use crate::clock::Clock;
@@ -29,6 +30,8 @@ pub(super) enum Op {
     Put(Put),
     Remove(EntryKey),
     Discard(EntryKey, Bytes),
+    Quarantine(EntryKey, Bytes, &'static str),
+    ForgetQuarantined,
     Mark(Namespace, Mark),
     RemoveMatching(Namespace, Pattern),
     /// What is left of a removal by pattern after its floor was raised.
@@ -70,6 +73,7 @@ impl Op {
             Op::Put(_) => "put",
             Op::Remove(_) => "remove",
             Op::Discard(..) => "discard",
+            Op::Quarantine(..) | Op::ForgetQuarantined => "quarantine",
             Op::Mark(..) => "mark",
             Op::RemoveMatching(..) | Op::RemoveMatchingBelow { .. } => "remove_matching",
             Op::Sweep { .. } | Op::Evict | Op::Shrink(_) => "sweep",
@@ -238,7 +242,18 @@ impl Writer {
             Op::Put(put) => Done::Put(store.put(put)?),
             Op::Remove(key) => Done::Removed(store.remove(key)?),
             Op::Discard(key, sealed) => {
-                store.discard(key, sealed)?;
+                let _ = store.discard(key, sealed)?;
+                Done::Nothing
+            }
+            Op::Quarantine(key, sealed, why) => {
+                if let Some(summary) = store.quarantine(key, sealed, why)? {
+                    self.file.note_quarantine(summary);
+                }
+                Done::Nothing
+            }
+            Op::ForgetQuarantined => {
+                store.forget_quarantined()?;
+                self.file.note_quarantine(Summary::default());
                 Done::Nothing
             }
             Op::Mark(namespace, mark) => {
