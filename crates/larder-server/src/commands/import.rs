@@ -69,7 +69,7 @@ impl Import {
                     drop(folder);
                     counts
                 }
-                Err(Occupied::Server(Some(_))) => self.into_server(&mut lines).await?,
+                Err(Occupied::Server(Some(_))) => self.tell_server(&mut lines).await?,
                 Err(Occupied::Server(None)) => {
                     return Err(Failure::new(format!("{} is in use", self.data.display())));
                 }
@@ -83,7 +83,7 @@ impl Import {
         Ok(Outcome::Done)
     }
 
-    async fn into_server(&self, lines: &mut Lines) -> Result<Counts, Failure> {
+    async fn tell_server(&self, lines: &mut Lines) -> Result<Counts, Failure> {
         let mut counts = Counts::default();
         let mut of_namespace: HashMap<Namespace, Backing> = HashMap::new();
         while let Some((number, line)) = lines.next()? {

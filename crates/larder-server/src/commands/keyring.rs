@@ -166,7 +166,7 @@ async fn print_usage<K: larder::Key, V: larder::Value>(
             match id {
                 Some(id) if known.contains(id) => {}
                 Some(id) => {
-                    println(&format!("{id}  {entries:>10} entries  UNKNOWN KEY, {}", sealing.name()))?
+                    println(&format!("{id}  {entries:>10} entries  UNKNOWN KEY, {}", sealing.name()))?;
                 }
                 None => println(&format!("{:8}  {entries:>10} entries  NOT PROTECTED", "-"))?,
             }
