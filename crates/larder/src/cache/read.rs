@@ -341,7 +341,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     {
         options.validate()?;
         let this = &*self.view()?;
-        let met = this.shared.l1.seen(&this.space, key, this.shared.now());
+        let met = this.shared.l1.seen(&this.space, key, this.shared.now()).map(Box::new);
         let wait = this.wait(key.to_owned(), Source::one(load), options, met, Mode::Reload);
         Box::pin(wait).await?.and_then(|answer| answer.value).ok_or_else(not_found)
     }

@@ -377,17 +377,15 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
         let terms =
             Terms { weight: weight.max(self.weight_min), expires_at_ms: resident.expires_at_ms(), pin };
         let slot = Slot { space: space.id, key: key.clone() };
-        let mut gone = Vec::new();
-        self.table
-            .insert(slot, resident, terms, &mut |slot, resident, reason| gone.push((slot, resident, reason)));
+        let gone = self.table.put(slot, resident, terms);
         drop(guard);
         let mut published = Published::Stored;
-        for (slot, resident, reason) in gone {
+        gone.hand_out(&mut |slot, resident, reason| {
             if reason == Gone::TooHeavy {
                 published = Published::TooLarge;
             }
             self.report(&slot.key, &resident, reason.into());
-        }
+        });
         published
     }
 

@@ -149,13 +149,8 @@ impl<V> Resident<V> {
         }
     }
 
-    /// Whether it is fresh and nothing else is to be decided.
-    #[inline]
-    pub(crate) fn is_plain(&self, now_ms: u64) -> bool {
-        now_ms < self.plain_until()
-    }
-
-    /// The end that [`is_plain`](Self::is_plain) compares with. Never is a number that no clock reaches.
+    /// The end that a plain hit compares with. A clock past 34 years finds never in the past, and asks
+    /// [`freshness`](Self::freshness), which knows better.
     #[inline]
     fn plain_until(&self) -> u64 {
         self.times.load(Relaxed) >> MOMENT_BITS
@@ -188,7 +183,7 @@ impl<V> Resident<V> {
     /// What may be done with it at `now_ms`. A sliding entry that is fresh starts its TTL again.
     pub(crate) fn freshness(&self, now_ms: u64, options: &EntryOptions) -> Freshness {
         let Some(details) = &self.details else {
-            return if self.is_plain(now_ms) { Freshness::Fresh } else { Freshness::Gone };
+            return if now_ms < self.fresh_until() { Freshness::Fresh } else { Freshness::Gone };
         };
         let fresh_until = details.fresh_until.load(Relaxed);
         let may_load = now_ms >= details.retry_at.load(Relaxed);
@@ -271,8 +266,8 @@ impl<V> Resident<V> {
         self.touch_words(self.times.load(Relaxed), self.validity.load(Relaxed), now_ms, turn);
     }
 
-    /// Where [`is_plain`](Self::is_plain) holds and no marker came after it was found valid, records an access
-    /// and returns true: both in one look at each word.
+    /// Whether it is fresh with nothing else to decide, and no marker came after it was found valid; then it
+    /// also records the access. One look at each word.
     #[inline]
     pub(crate) fn plain_hit(&self, now_ms: u64, marker_pos: u64, turn: impl FnOnce() -> u64) -> bool {
         let (times, validity) = (self.times.load(Relaxed), self.validity.load(Relaxed));

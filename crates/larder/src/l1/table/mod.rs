@@ -10,7 +10,7 @@
 //! thinned as much: up to 1 MB in all), and 16 more once any entry of the shard has had a deadline.
 
 mod ghost;
-mod hash;
+pub(crate) mod hash;
 mod panel;
 mod policy;
 mod ring;
@@ -33,7 +33,8 @@ use hash::KeyedState;
 use panel::Panel;
 use policy::{KNOBS, Knobs};
 use ring::{Ring, Sample};
-use shard::{Leaving, State};
+pub(crate) use shard::Leaving;
+use shard::State;
 use std::hash::{BuildHasher, Hash};
 
 /// The smallest shard: with fewer entries, chance fills one and leaves another empty, which costs up to
@@ -178,6 +179,11 @@ impl<K: Hash + Eq, V> Table<K, V> {
     ///
     /// A new key counts as an access and a replacement doesn't: the lookup before it did.
     pub fn insert(&self, key: K, value: V, terms: Terms, out: &mut impl FnMut(K, V, Gone)) {
+        self.put(key, value, terms).hand_out(out);
+    }
+
+    /// [`insert`](Self::insert) that returns what had to leave.
+    pub(crate) fn put(&self, key: K, value: V, terms: Terms) -> Leaving<K, V> {
         let hash = self.hasher.hash_one(&key);
         let shard = self.shard(hash);
         let fingerprint = hash::fingerprint(hash);
@@ -196,7 +202,7 @@ impl<K: Hash + Eq, V> Table<K, V> {
             shard.ring.push(Sample { fingerprint: fingerprint.get(), weight });
             self.drain(shard, full_at);
         }
-        gone.hand_out(out);
+        gone
     }
 
     /// The hash of a key, keyed at random: the same for equal keys of this table only.
