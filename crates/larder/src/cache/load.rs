@@ -115,22 +115,25 @@ pub(crate) enum Mode {
 
 impl<K: Key, V: Value> Shared<K, V> {
     /// [`fly`](Self::fly) for one key of a cache without tiers, which needs no list of anything.
-    pub(crate) async fn fly_alone(
+    // Not an `async fn`, whose future would have room for its arguments twice.
+    pub(crate) fn fly_alone(
         self: Arc<Self>,
         space: Arc<Space>,
         item: Item<K, V>,
         load: LoadOne<V>,
         options: Arc<EntryOptions>,
-    ) {
+    ) -> impl Future<Output = ()> + Send + 'static {
         let mut one = Pending::new(item, None, 0);
-        one.previous = self.previous(&space, &one);
-        let start_ms = self.clock.mono_ms();
-        let context = one.context();
-        let loaded = self.run_loader(&space, one.item.landing.flight(), &options, load(context)).await;
-        let load = Load { start_ms, now: self.now() };
-        match loaded {
-            Ok(loaded) => drop(self.settle_one(&space, one, loaded, &options, &load)),
-            Err(error) => self.settle_error(&space, one, &error, &options),
+        async move {
+            one.previous = self.previous(&space, &one);
+            let start_ms = self.clock.mono_ms();
+            let call = load(one.context());
+            let loaded = self.run_loader(&space, one.item.landing.flight(), &options, call).await;
+            let load = Load { start_ms, now: self.now() };
+            match loaded {
+                Ok(loaded) => drop(self.settle_one(&space, one, loaded, &options, &load)),
+                Err(error) => self.settle_error(&space, one, &error, &options),
+            }
         }
     }
 
@@ -334,7 +337,7 @@ impl<K: Key, V: Value> Shared<K, V> {
     ) -> Result<T> {
         self.counters.add(Count::Load);
         // What the loader asks of other caches is this tenant's too.
-        let call = crate::tenant::maybe_scope(space.namespace.tenant(), call);
+        let call = pin!(crate::tenant::maybe_scope(space.namespace.tenant(), call));
         let call = pin!(catch_panic(call));
         let call = flight.run(call);
         let error = |kind| Error::new(kind, "load");

@@ -343,9 +343,10 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
     ) -> Published {
         let Entry { value, meta, ticket, weight, from_tier } = entry;
         let lookup = Lookup { space: space.id, key };
-        let guard = self.fences.lock(self.table.hash(&lookup));
+        let hash = self.table.hash(&lookup);
+        let guard = self.fences.lock(hash);
         let ticket = ticket.unwrap_or_else(|| self.fences.ticket());
-        let meets_set = self.table.peek(&lookup, |there| {
+        let meets_set = self.table.peek_hashed(hash, &lookup, |there| {
             let is_ordered = there.kind == EntryKind::Set
                 && !there.stamp().is_distrusted(now.wall_ms)
                 && self.fences.invalid(&space.namespace, there.tags(), there.checked()).is_none();
@@ -377,7 +378,7 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
         let terms =
             Terms { weight: weight.max(self.weight_min), expires_at_ms: resident.expires_at_ms(), pin };
         let slot = Slot { space: space.id, key: key.clone() };
-        let gone = self.table.put(slot, resident, terms);
+        let gone = self.table.insert_hashed(hash, slot, resident, terms);
         drop(guard);
         let mut published = Published::Stored;
         gone.hand_out(&mut |slot, resident, reason| {

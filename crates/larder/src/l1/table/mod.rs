@@ -169,7 +169,14 @@ impl<K: Hash + Eq, V> Table<K, V> {
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        let hash = self.hasher.hash_one(key);
+        self.peek_hashed(self.hasher.hash_one(key), key, read)
+    }
+
+    /// [`peek`](Self::peek) for a caller that has the [`hash`](Self::hash) of the key.
+    pub(crate) fn peek_hashed<Q, R>(&self, hash: u64, key: &Q, read: impl FnOnce(&V) -> R) -> Option<R>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
         let state = self.shard(hash).state.read();
         state.find(hash::fingerprint(hash), key).map(|(_, entry)| read(&entry.value))
     }
@@ -179,12 +186,12 @@ impl<K: Hash + Eq, V> Table<K, V> {
     ///
     /// A new key counts as an access and a replacement doesn't: the lookup before it did.
     pub fn insert(&self, key: K, value: V, terms: Terms, out: &mut impl FnMut(K, V, Gone)) {
-        self.put(key, value, terms).hand_out(out);
+        self.insert_hashed(self.hasher.hash_one(&key), key, value, terms).hand_out(out);
     }
 
-    /// [`insert`](Self::insert) that returns what had to leave.
-    pub(crate) fn put(&self, key: K, value: V, terms: Terms) -> Leaving<K, V> {
-        let hash = self.hasher.hash_one(&key);
+    /// [`insert`](Self::insert) for a caller that has the [`hash`](Self::hash) of the key. Returns what had to
+    /// leave.
+    pub(crate) fn insert_hashed(&self, hash: u64, key: K, value: V, terms: Terms) -> Leaving<K, V> {
         let shard = self.shard(hash);
         let fingerprint = hash::fingerprint(hash);
         let knobs = self.knobs();
