@@ -5,7 +5,7 @@
 //! except the `read` and `test` closures that are documented to.
 //!
 //! An access goes through `hash`, its `shard` and, if it is in the sample, a `ring` to the `panel`.
-//! Beside key and value an entry costs 17 bytes in its slot, 5 to 10 in the index, 2.1 in the ghost, 8 in
+//! Beside key and value an entry costs 16 bytes in its slot, 5 to 10 in the index, 2.1 in the ghost, 8 in
 //! the sketch and about 4 in the panel (more below 130,000 entries, where the panel's shadows are not
 //! thinned as much: up to 1 MB in all), and 16 more once any entry of the shard has had a deadline.
 

@@ -63,7 +63,7 @@ impl<K, V> State<K, V> {
             index: HashTable::with_capacity(entries),
             slots: Slots::with_capacity(entries),
             policy: Policy::new(entries),
-            wheel: Wheel::new(),
+            wheel: Wheel::new(entries),
             limit,
             weight: 0,
         }
