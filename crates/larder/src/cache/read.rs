@@ -229,11 +229,6 @@ impl<K: Key, V: Value> Cache<K, V> {
         }
         match self.shared.look(&self.space, key, &self.defaults) {
             Step::Serve(Some(value)) => Ok(value),
-            Step::Load(stale) => {
-                let source = Source::one(load);
-                let wait = self.wait(key.to_owned(), source, &self.defaults, stale, Mode::Fill);
-                Box::pin(wait).await?.and_then(|answer| answer.value).ok_or_else(not_found)
-            }
             step => {
                 let value =
                     Box::pin(self.after(key.to_owned(), step, Source::one(load), &self.defaults)).await?;
