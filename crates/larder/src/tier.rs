@@ -613,8 +613,7 @@ pub(crate) async fn before<F: Future>(clock: &Clock, timeout: Duration, future: 
         if timeout == Duration::MAX {
             return Poll::Pending;
         }
-        let timer = timer.get_or_insert_with(|| Box::pin(clock.sleep(timeout)));
-        timer.as_mut().poll(cx).map(|()| None)
+        pin!(timer.get_or_insert_with(|| clock.sleep(timeout))).poll(cx).map(|()| None)
     })
     .await
 }

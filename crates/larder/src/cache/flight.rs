@@ -3,18 +3,21 @@
 //! Owns the table of what is in flight and the graph of who waits for whom. Does not run loads: see
 //! `load.rs`.
 
-use super::promise::{Promise, Wait, abandoned};
+use super::promise::{Promise, Promises, Wait, abandoned};
 use crate::backend::Ticket;
 use crate::entry::Meta;
 use crate::error::{Error, ErrorKind, Result};
 use crate::l1::Slot;
+use crate::l1::table::hash::{KeyedState, keyed_at_random};
 use crate::rules::{Rule, holds};
 use crate::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use crate::sync::{Mutex, current_flight};
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::hash_map;
 use std::future::Future;
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{BuildHasher, Hash};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -45,19 +48,30 @@ pub(crate) struct Answer<V> {
     pub(crate) from_tier: u8,
 }
 
-pub(crate) struct Flight<V> {
+pub(crate) struct Flight<K, V> {
     number: u64,
     /// L1's ticket, taken before anything was read.
     pub(crate) ticket: Ticket,
-    landed: Arc<Promise<Landed<V>>>,
+    slot: Slot<K>,
+    purpose: Purpose,
+    /// Of slot and purpose, by the hasher of the table.
+    hash: u64,
+    landed: Promise<Landed<V>>,
 }
 
-type Key<K> = (Slot<K>, Purpose);
-type Shard<K, V> = Mutex<HashMap<Key<K>, Arc<Flight<V>>>>;
+impl<K, V: Clone> Promises for Flight<K, V> {
+    type Output = Landed<V>;
+
+    fn promise(&self) -> &Promise<Landed<V>> {
+        &self.landed
+    }
+}
+
+type Shard<K, V> = Mutex<HashTable<Arc<Flight<K, V>>>>;
 
 pub(crate) struct Flights<K, V> {
     shards: Box<[Shard<K, V>]>,
-    hasher: RandomState,
+    hasher: KeyedState,
     under_way: AtomicUsize,
     flights_max: usize,
     waiters_max: usize,
@@ -68,7 +82,7 @@ pub(crate) enum Boarding<K: Hash + Eq, V: Clone, T> {
     /// It has to run the flight, and to land it.
     Started(Landing<K, V>),
     /// Somebody else runs it.
-    Joined(Arc<Flight<V>>),
+    Joined(Arc<Flight<K, V>>),
     /// The value appeared meanwhile.
     Found(T),
     /// The bound on flights or waiters is reached.
@@ -79,7 +93,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
     pub(crate) fn new(flights_max: usize, waiters_max: usize) -> Self {
         Flights {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            hasher: RandomState::new(),
+            hasher: keyed_at_random(),
             under_way: AtomicUsize::new(0),
             flights_max,
             waiters_max,
@@ -94,13 +108,14 @@ impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
         self: &Arc<Self>,
         slot: &Slot<K>,
         purpose: Purpose,
-        may_join: impl FnOnce(&Flight<V>) -> bool,
+        may_join: impl FnOnce(&Flight<K, V>) -> bool,
         look_again: impl FnOnce() -> Option<T>,
         ticket: impl FnOnce() -> Ticket,
     ) -> Boarding<K, V, T> {
-        let key = (slot.clone(), purpose);
-        let mut shard = self.shard(&key).lock();
-        let entry = shard.entry(key);
+        let hash = self.hasher.hash_one((slot, purpose));
+        let mut shard = self.shard(hash).lock();
+        let is_it = |there: &Arc<Flight<K, V>>| there.purpose == purpose && there.slot == *slot;
+        let entry = shard.entry(hash, is_it, |there| there.hash);
         if let Entry::Occupied(there) = &entry
             && may_join(there.get())
         {
@@ -118,12 +133,25 @@ impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
             self.under_way.fetch_sub(1, SeqCst);
             return Boarding::Refused(overloaded("loads under way", self.flights_max));
         }
-        let flight =
-            Arc::new(Flight { number: next_number(), ticket: ticket(), landed: Arc::new(Promise::new()) });
-        let key = entry.key().clone();
-        entry.insert_entry(Arc::clone(&flight));
+        let flight = Arc::new(Flight {
+            number: next_number(),
+            ticket: ticket(),
+            slot: slot.clone(),
+            purpose,
+            hash,
+            landed: Promise::new(),
+        });
+        // A flight that was not joined lands by itself; what it is replaced by is dropped when the lock is free.
+        let replaced = match entry {
+            Entry::Occupied(mut there) => Some(std::mem::replace(there.get_mut(), Arc::clone(&flight))),
+            Entry::Vacant(place) => {
+                place.insert(Arc::clone(&flight));
+                None
+            }
+        };
         drop(shard);
-        Boarding::Started(Landing { flights: Arc::clone(self), key, flight, has_landed: false })
+        drop(replaced);
+        Boarding::Started(Landing { flights: Arc::clone(self), flight, has_landed: false })
     }
 
     pub(crate) fn under_way(&self) -> usize {
@@ -131,14 +159,16 @@ impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
     }
 
     pub(crate) fn is_flying(&self, slot: &Slot<K>, purpose: Purpose) -> bool {
-        let key = (slot.clone(), purpose);
-        self.shard(&key).lock().contains_key(&key)
+        let hash = self.hasher.hash_one((slot, purpose));
+        let is_it = |there: &Arc<Flight<K, V>>| there.purpose == purpose && there.slot == *slot;
+        self.shard(hash).lock().find(hash, is_it).is_some()
     }
 }
 
-impl<K: Hash + Eq, V> Flights<K, V> {
-    fn shard(&self, key: &Key<K>) -> &Shard<K, V> {
-        &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
+impl<K, V> Flights<K, V> {
+    fn shard(&self, hash: u64) -> &Shard<K, V> {
+        // The table reads the lowest and the highest bits.
+        &self.shards[(hash >> 32) as usize % SHARDS]
     }
 }
 
@@ -156,13 +186,12 @@ pub(crate) fn next_number() -> u64 {
 /// nobody may wait for ever.
 pub(crate) struct Landing<K: Hash + Eq, V: Clone> {
     flights: Arc<Flights<K, V>>,
-    key: Key<K>,
-    flight: Arc<Flight<V>>,
+    flight: Arc<Flight<K, V>>,
     has_landed: bool,
 }
 
 impl<K: Hash + Eq, V: Clone> Landing<K, V> {
-    pub(crate) fn flight(&self) -> &Arc<Flight<V>> {
+    pub(crate) fn flight(&self) -> &Arc<Flight<K, V>> {
         &self.flight
     }
 
@@ -175,10 +204,11 @@ impl<K: Hash + Eq, V: Clone> Landing<K, V> {
     fn finish(&mut self, landed: Landed<V>) {
         self.has_landed = true;
         {
-            let mut shard = self.flights.shard(&self.key).lock();
+            let mut shard = self.flights.shard(self.flight.hash).lock();
             // A caller who could not join may have put a later flight in its place.
-            if shard.get(&self.key).is_some_and(|there| Arc::ptr_eq(there, &self.flight)) {
-                shard.remove(&self.key);
+            let is_it = |there: &Arc<Flight<K, V>>| Arc::ptr_eq(there, &self.flight);
+            if let Ok(there) = shard.find_entry(self.flight.hash, is_it) {
+                there.remove();
             }
         }
         self.flights.under_way.fetch_sub(1, SeqCst);
@@ -194,22 +224,22 @@ impl<K: Hash + Eq, V: Clone> Drop for Landing<K, V> {
     }
 }
 
-impl<V: Clone> Flight<V> {
+impl<K, V: Clone> Flight<K, V> {
     /// Waits for the flight to land.
     ///
     /// # Errors
     /// [`ErrorKind::NestedLoad`] at once, when this flight waits, through any number of others, for the
     /// flight whose loader the caller runs in.
-    pub(crate) fn wait(self: &Arc<Self>) -> Result<Waiting<V>> {
+    pub(crate) fn wait(self: &Arc<Self>) -> Result<Waiting<K, V>> {
         let edge = match current_flight::get() {
             0 => None,
             from => Some(Edge::add(from, self.number)?),
         };
-        Ok(Waiting { landed: self.landed.wait(), _edge: edge })
+        Ok(Waiting { landed: Wait::new(self), _edge: edge })
     }
 
     /// Says that this flight ends with the loader of `leader`, for as long as the answer lives.
-    pub(crate) fn rides_on(&self, leader: &Flight<V>) -> Option<Edge> {
+    pub(crate) fn rides_on(&self, leader: &Self) -> Option<Edge> {
         Edge::add(self.number, leader.number).ok()
     }
 
@@ -225,12 +255,12 @@ pub(crate) fn in_flight<F: Future + Unpin>(number: u64, loader: F) -> InFlight<F
 }
 
 /// The future of [`Flight::wait`]. Dropping it neither stops nor delays the flight.
-pub(crate) struct Waiting<V: Clone> {
-    landed: Wait<Landed<V>>,
+pub(crate) struct Waiting<K, V: Clone> {
+    landed: Wait<Flight<K, V>>,
     _edge: Option<Edge>,
 }
 
-impl<V: Clone> Future for Waiting<V> {
+impl<K, V: Clone> Future for Waiting<K, V> {
     type Output = Landed<V>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Landed<V>> {
@@ -302,7 +332,7 @@ impl Edge {
 impl Drop for Edge {
     fn drop(&mut self) {
         with_waits(|waits| {
-            if let Entry::Occupied(mut edges) = waits.entry(self.from) {
+            if let hash_map::Entry::Occupied(mut edges) = waits.entry(self.from) {
                 if let Some(place) = edges.get().iter().position(|&to| to == self.to) {
                     edges.get_mut().swap_remove(place);
                 }

@@ -3,8 +3,8 @@
 //! A flight runs in a task of its own, so that no caller's cancellation stops it. One flight of one key and
 //! one batch of many keys are the same code.
 
-use super::flight::{Answer, Boarding, Landing, Purpose};
-use super::loader::{Found, LoadContext, Loaded, Source};
+use super::flight::{Answer, Boarding, Flight, Landing, Purpose};
+use super::loader::{Found, LoadContext, LoadOne, Loaded, Source};
 use super::{Key, Shared, Value};
 use crate::backend::{Put, Ticket};
 use crate::clock::NEVER_MS;
@@ -13,7 +13,7 @@ use crate::entry::{EntryKind, Meta, Tags};
 use crate::envelope::{Fate, Protection};
 use crate::error::{BoxError, Error, ErrorKind, Result};
 use crate::key::EntryKey;
-use crate::l1::{Published, Seen, Slot, Space};
+use crate::l1::{Now, Published, Seen, Slot, Space};
 use crate::options::EntryOptions;
 use crate::rules::{Rule, holds};
 use crate::stats::Count;
@@ -37,7 +37,7 @@ pub(crate) struct Item<K: Hash + Eq, V: Clone> {
     pub(crate) key: K,
     pub(crate) landing: Landing<K, V>,
     /// A copy of the entry in L1 that the caller met.
-    pub(crate) met: Option<Seen<V>>,
+    pub(crate) met: Option<Box<Seen<V>>>,
     pub(crate) mode: Mode,
 }
 
@@ -51,6 +51,48 @@ struct Pending<K: Hash + Eq, V: Clone> {
     previous: Option<Previous<V>>,
     /// The tier in which what is being refreshed was found with these tickets; 0 when it was L1.
     refreshes_tier: u8,
+}
+
+impl<K: Hash + Eq, V: Clone> Pending<K, V> {
+    fn new(item: Item<K, V>, entry_key: Option<EntryKey>, tiers: usize) -> Self {
+        let tickets = vec![None; tiers];
+        Pending { item, entry_key, tickets, stale: None, previous: None, refreshes_tier: 0 }
+    }
+
+    fn context(&self) -> LoadContext<V> {
+        LoadContext {
+            previous: self.previous.as_ref().map(|previous| previous.value.clone()),
+            is_refresh: self.item.mode == Mode::Refresh,
+        }
+    }
+}
+
+/// What a loader found, of one key or by key.
+enum Values<K, V> {
+    One(Loaded<V>),
+    Many(HashMap<K, Loaded<V>>),
+}
+
+impl<K: Hash + Eq, V> Values<K, V> {
+    fn take(&mut self, key: &K) -> Option<Loaded<V>> {
+        match self {
+            Values::One(loaded) => Some(std::mem::replace(loaded, Loaded::absent())),
+            Values::Many(by_key) => by_key.remove(key),
+        }
+    }
+}
+
+/// When a loader ran.
+struct Load {
+    start_ms: u64,
+    /// When it returned. What it found is stored as of this moment.
+    now: Now,
+}
+
+impl Load {
+    fn took_ms(&self) -> u32 {
+        u32::try_from(self.now.mono_ms.saturating_sub(self.start_ms)).unwrap_or(u32::MAX)
+    }
 }
 
 /// What a loader may declare "not modified".
@@ -73,27 +115,40 @@ pub(crate) enum Mode {
 }
 
 impl<K: Key, V: Value> Shared<K, V> {
+    /// [`fly`](Self::fly) for one key of a cache without tiers, which needs no list of anything.
+    // Not an `async fn`, whose future would have room for its arguments twice.
+    pub(crate) fn fly_alone(
+        self: Arc<Self>,
+        space: Arc<Space>,
+        item: Item<K, V>,
+        load: LoadOne<V>,
+        options: Arc<EntryOptions>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let mut one = Pending::new(item, None, 0);
+        async move {
+            one.previous = self.previous(&space, &one);
+            let start_ms = self.clock.mono_ms();
+            let call = load(one.context());
+            let loaded = self.run_loader(&space, one.item.landing.flight(), &options, call).await;
+            let load = Load { start_ms, now: self.now() };
+            match loaded {
+                Ok(loaded) => drop(self.settle_one(&space, one, loaded, &options, &load)),
+                Err(error) => self.settle_error(&space, one, &error, &options),
+            }
+        }
+    }
+
     pub(crate) async fn fly(
         self: Arc<Self>,
         space: Arc<Space>,
         items: Vec<Item<K, V>>,
         source: Source<K, V>,
-        options: EntryOptions,
+        options: Arc<EntryOptions>,
     ) {
         let mut pending = Vec::with_capacity(items.len());
         for item in items {
             match self.encode(&space, &item.key) {
-                Ok(entry_key) => {
-                    let tickets = vec![None; self.tiers.len()];
-                    pending.push(Pending {
-                        item,
-                        entry_key,
-                        tickets,
-                        stale: None,
-                        previous: None,
-                        refreshes_tier: 0,
-                    });
-                }
+                Ok(entry_key) => pending.push(Pending::new(item, entry_key, self.tiers.len())),
                 Err(error) => item.landing.land(Err(error)),
             }
         }
@@ -109,14 +164,27 @@ impl<K: Key, V: Value> Shared<K, V> {
         for one in &mut pending {
             one.previous = self.previous(&space, one);
         }
-        if pending.is_empty() {
-            return;
-        }
+        let Some(first) = pending.first() else { return };
         let start_ms = self.clock.mono_ms();
-        let loaded = self.run_loader(&space, &pending, source, &options).await;
-        let load_ms = u32::try_from(self.clock.mono_ms() - start_ms).unwrap_or(u32::MAX);
+        let flight = Arc::clone(first.item.landing.flight());
+        // All flights of a batch end with its loader, which runs in the first: who waits for one of them
+        // inside of that loader waits for itself.
+        let _batch: Vec<_> =
+            pending[1..].iter().filter_map(|one| one.item.landing.flight().rides_on(&flight)).collect();
+        let loaded = match source {
+            Source::Tiers => unreachable!("a lookup has no loader"),
+            Source::One(load) => {
+                let call = load(first.context());
+                self.run_loader(&space, &flight, &options, call).await.map(Values::One)
+            }
+            Source::Many(load) => {
+                let keys = pending.iter().map(|one| one.item.key.clone()).collect();
+                self.run_loader(&space, &flight, &options, load(keys)).await.map(Values::Many)
+            }
+        };
+        let load = Load { start_ms, now: self.now() };
         match loaded {
-            Ok(values) => self.settle(&space, pending, values, &options, load_ms).await,
+            Ok(values) => self.settle(&space, pending, values, &options, &load).await,
             Err(error) => {
                 for one in pending {
                     self.settle_error(&space, one, &error, &options);
@@ -262,7 +330,7 @@ impl<K: Key, V: Value> Shared<K, V> {
             Some(ticket),
             options,
         );
-        let met = self.l1.seen(space, &one.item.key, self.now());
+        let met = self.l1.seen(space, &one.item.key, self.now()).map(Box::new);
         let is_met = met.as_ref().is_some_and(|met| met.meta.stamp == stale.meta.stamp);
         let refreshes_tier = if is_met { stale.from_tier } else { 0 };
         one.item.landing.land(Ok(Some(stale)));
@@ -277,37 +345,18 @@ impl<K: Key, V: Value> Shared<K, V> {
         }
     }
 
-    async fn run_loader(
+    async fn run_loader<T>(
         &self,
         space: &Space,
-        pending: &[Pending<K, V>],
-        source: Source<K, V>,
+        flight: &Flight<K, V>,
         options: &EntryOptions,
-    ) -> Result<HashMap<K, Loaded<V>>> {
+        call: impl Future<Output = Result<T, BoxError>>,
+    ) -> Result<T> {
         self.counters.add(Count::Load);
-        let first = &pending[0];
-        let flight = Arc::clone(first.item.landing.flight());
-        // All flights of a batch end with its loader, which runs in the first: who waits for one of them
-        // inside of that loader waits for itself.
-        let _batch: Vec<_> =
-            pending[1..].iter().filter_map(|one| one.item.landing.flight().rides_on(&flight)).collect();
-        let call = async {
-            match source {
-                Source::Tiers => unreachable!("a lookup has no loader"),
-                Source::One(load) => {
-                    let context = LoadContext {
-                        previous: first.previous.as_ref().map(|previous| previous.value.clone()),
-                        is_refresh: first.item.mode == Mode::Refresh,
-                    };
-                    let loaded = load(context).await?;
-                    Ok(HashMap::from([(first.item.key.clone(), loaded)]))
-                }
-                Source::Many(load) => load(pending.iter().map(|one| one.item.key.clone()).collect()).await,
-            }
-        };
         // What the loader asks of other caches is this tenant's too.
-        let call = crate::tenant::maybe_scope(space.namespace.tenant(), call);
-        let call = flight.run(Box::pin(catch_panic(call)));
+        let call = pin!(crate::tenant::maybe_scope(space.namespace.tenant(), call));
+        let call = pin!(catch_panic(call));
+        let call = flight.run(call);
         let error = |kind| Error::new(kind, "load");
         match before(&self.clock, options.load_timeout_hard, call).await {
             Some(Ok(Ok(loaded))) => Ok(loaded),
@@ -334,7 +383,7 @@ impl<K: Key, V: Value> Shared<K, V> {
             !holds(Rule::PreviousIsCurrent)
                 || self.l1.is_current(space, &one.item.key, met.meta.stamp, self.now())
         };
-        let met = one.item.met.as_ref().filter(is_current);
+        let met = one.item.met.as_deref().filter(is_current);
         let (value, tags, from_tier) = match (met, &one.stale) {
             (Some(met), stale) if stale.as_ref().is_none_or(|stale| stale.meta.stamp < met.meta.stamp) => {
                 (&met.value, &met.meta.tags, one.refreshes_tier)
@@ -350,35 +399,19 @@ impl<K: Key, V: Value> Shared<K, V> {
         &self,
         space: &Arc<Space>,
         pending: Vec<Pending<K, V>>,
-        mut values: HashMap<K, Loaded<V>>,
+        mut values: Values<K, V>,
         options: &EntryOptions,
-        load_ms: u32,
+        load: &Load,
     ) {
         let mut downwards: Vec<Vec<Put>> = self.tiers.iter().map(|_| Vec::new()).collect();
-        for one in pending {
-            let loaded = values.remove(&one.item.key).unwrap_or_else(Loaded::absent);
+        for mut one in pending {
+            let loaded = values.take(&one.item.key).unwrap_or_else(Loaded::absent);
             let reach = self.reach(&one, &loaded);
-            let answer = match self.answer(&one, loaded, options, load_ms) {
-                Ok(answer) => answer,
-                Err(error) => {
-                    self.settle_error(space, one, &error, options);
-                    continue;
-                }
-            };
-            let ticket = one.item.landing.flight().ticket;
-            let (answer, is_stored) = answer;
-            if is_stored {
-                let entry = (answer.value.clone(), answer.meta.clone(), 0);
-                if self.publish(space, &one.item.key, entry, Some(ticket), options) == Published::Fenced {
-                    self.counters.add(Count::LoadFenced);
-                }
-            } else {
-                self.counters.add(Count::LoadDeclined);
-            }
-            one.item.landing.land(Ok(Some(answer.clone())));
-            let Some(key) = one.entry_key.filter(|_| is_stored) else { continue };
+            let (key, tickets) = (one.entry_key.take(), std::mem::take(&mut one.tickets));
+            let stored = self.settle_one(space, one, loaded, options, load);
+            let (Some(answer), Some(key)) = (stored, key) else { continue };
             for (position, puts) in downwards.iter_mut().enumerate().take(reach) {
-                let Some(ticket) = one.tickets[position] else { continue };
+                let Some(ticket) = tickets[position] else { continue };
                 let meta = self.tiers[position].cap(&answer.meta);
                 let key = self.tiers[position].key(&key);
                 match self.seal(&key, &meta, answer.value.as_ref()) {
@@ -388,6 +421,37 @@ impl<K: Key, V: Value> Shared<K, V> {
             }
         }
         self.write_back(downwards).await;
+    }
+
+    /// Publishes in L1 and lands; returns what is for the tiers.
+    fn settle_one(
+        &self,
+        space: &Arc<Space>,
+        one: Pending<K, V>,
+        loaded: Loaded<V>,
+        options: &EntryOptions,
+        load: &Load,
+    ) -> Option<Answer<V>> {
+        let (answer, is_stored) = match self.answer(&one, loaded, options, load) {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.settle_error(space, one, &error, options);
+                return None;
+            }
+        };
+        let Item { key, landing, .. } = one.item;
+        if is_stored {
+            let entry = (answer.value.clone(), answer.meta.clone(), 0);
+            let ticket = Some(landing.flight().ticket);
+            if self.publish_at(load.now, space, &key, entry, ticket, options) == Published::Fenced {
+                self.counters.add(Count::LoadFenced);
+            }
+        } else {
+            self.counters.add(Count::LoadDeclined);
+        }
+        let for_tiers = (is_stored && !self.tiers.is_empty()).then(|| answer.clone());
+        landing.land(Ok(Some(answer)));
+        for_tiers
     }
 
     /// To how many tiers it is written. A removal goes upwards: of a value that was found in one store, only
@@ -407,7 +471,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         one: &Pending<K, V>,
         loaded: Loaded<V>,
         options: &EntryOptions,
-        load_ms: u32,
+        load: &Load,
     ) -> Result<(Answer<V>, bool)> {
         let mut tags = loaded.all_tags(&options.tags)?;
         let is_negative = matches!(loaded.found, Found::Absent);
@@ -425,8 +489,8 @@ impl<K: Key, V: Value> Shared<K, V> {
                 Some(previous.value.clone())
             }
         };
-        let mut meta = self.meta(EntryKind::Load, ttl, tags, options);
-        meta.load_ms = load_ms;
+        let mut meta = self.meta(load.now.wall_ms, EntryKind::Load, ttl, tags, options);
+        meta.load_ms = load.took_ms();
         if is_negative {
             // Nothing is served in place of an absence that has expired.
             meta.is_negative = true;
@@ -450,7 +514,7 @@ impl<K: Key, V: Value> Shared<K, V> {
                 || !holds(Rule::StaleIsCurrent))
         {
             self.counters.add(Count::StaleOnError);
-            landing.land(Ok(Some(seen.into_stale())));
+            landing.land(Ok(Some((*seen).into_stale())));
             return;
         }
         let ticket = landing.flight().ticket;

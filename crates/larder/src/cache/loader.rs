@@ -135,8 +135,8 @@ pub(crate) fn from_option<V>(value: Option<V>) -> Loaded<V> {
     value.map_or_else(Loaded::absent, Loaded::new)
 }
 
-type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-type LoadOne<V> = Box<dyn FnOnce(LoadContext<V>) -> BoxFuture<Result<Loaded<V>, BoxError>> + Send>;
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+pub(crate) type LoadOne<V> = Box<dyn FnOnce(LoadContext<V>) -> BoxFuture<Result<Loaded<V>, BoxError>> + Send>;
 type LoadMany<K, V> = Box<dyn FnOnce(Vec<K>) -> BoxFuture<Result<HashMap<K, Loaded<V>>, BoxError>> + Send>;
 
 /// Where the values of a flight come from once the tiers have nothing fresh.

@@ -224,9 +224,15 @@ impl<K: Key, V: Value> Shared<K, V> {
         self.format.as_ref().expect("a cache with tiers has a format").seal(key, meta, value)
     }
 
-    /// The expiries of something that is made now.
-    fn meta(&self, kind: EntryKind, ttl: Duration, tags: Tags, options: &EntryOptions) -> Meta {
-        let created_ms = self.clock.wall_ms();
+    /// The expiries of something that is made at `created_ms`.
+    fn meta(
+        &self,
+        created_ms: u64,
+        kind: EntryKind,
+        ttl: Duration,
+        tags: Tags,
+        options: &EntryOptions,
+    ) -> Meta {
         let stamp = self.stamps.tick(created_ms);
         let of_tags = tags.iter().filter_map(|tag| self.tag_ttls_max.get(tag)).min();
         let ttl_ms = jittered(millis(ttl), options.ttl_jitter, stamp);
@@ -253,6 +259,19 @@ impl<K: Key, V: Value> Shared<K, V> {
         &self,
         space: &Space,
         key: &K,
+        entry: (Option<V>, Meta, u8),
+        ticket: Option<Ticket>,
+        options: &EntryOptions,
+    ) -> Published {
+        self.publish_at(self.now(), space, key, entry, ticket, options)
+    }
+
+    /// [`publish`](Self::publish) as of a moment that has just been.
+    fn publish_at(
+        &self,
+        now: Now,
+        space: &Space,
+        key: &K,
         (value, meta, from_tier): (Option<V>, Meta, u8),
         ticket: Option<Ticket>,
         options: &EntryOptions,
@@ -261,7 +280,6 @@ impl<K: Key, V: Value> Shared<K, V> {
             (Some(weigh), Some(value)) => weigh(key, value),
             _ => 1,
         };
-        let now = self.now();
         let meta = cap(meta, self.l1_ttl_max, now.wall_ms);
         self.l1.publish(space, key, Entry { value, meta, ticket, weight, from_tier }, options, now)
     }

@@ -10,7 +10,7 @@ use super::{Cache, Key, Shared, Value};
 use crate::clock::NEVER_MS;
 use crate::entry::Tags;
 use crate::error::{BoxError, Error, ErrorKind, Result};
-use crate::l1::{EvictReason, Freshness, Resident, Seen, Space};
+use crate::l1::{EvictReason, Freshness, Met, Resident, Seen, Space};
 use crate::options::EntryOptions;
 use crate::stamp::Stamp;
 use crate::stats::Count;
@@ -124,7 +124,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let shared = &this.shared;
         let now = shared.now();
         let in_l1 = shared.l1.get(&this.space, key, |resident| {
-            resident.touch(now.mono_ms, fastrand::u64(..));
+            resident.touch(now.mono_ms, || fastrand::u64(..));
             // Before the copy is taken, since it slides what slides.
             let freshness = resident.freshness(now.mono_ms, &this.defaults);
             (freshness, resident.seen(now), resident.fresh_ms_left(now.mono_ms))
@@ -341,7 +341,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     {
         options.validate()?;
         let this = &*self.view()?;
-        let met = this.shared.l1.seen(&this.space, key, this.shared.now());
+        let met = this.shared.l1.seen(&this.space, key, this.shared.now()).map(Box::new);
         let wait = this.wait(key.to_owned(), Source::one(load), options, met, Mode::Reload);
         Box::pin(wait).await?.and_then(|answer| answer.value).ok_or_else(not_found)
     }
@@ -413,23 +413,38 @@ impl<K: Key, V: Value> Shared<K, V> {
         Q: Hash + Eq + ?Sized,
     {
         let now_ms = self.clock.coarse_ms();
-        let counters = self.counters.mine();
-        let fresh = self.l1.get(space, key, |resident| {
-            resident.touch(now_ms, counters.count(Count::Hit));
-            let is_fresh = resident.is_plain(now_ms)
-                || matches!(
-                    resident.freshness(self.clock.mono_ms(), options),
-                    Freshness::Fresh | Freshness::RefreshDue
-                );
-            is_fresh.then(|| resident.value.clone())
-        });
-        let fresh = fresh.flatten();
-        counters.add(match fresh {
-            Some(Some(_)) => Count::Hit,
-            Some(None) => Count::HitNegative,
-            None => Count::Miss,
-        });
-        fresh
+        let met: Met<V, ()> = self.l1.hit(
+            space,
+            key,
+            now_ms,
+            || self.counters.mine().count(Count::Hit),
+            |resident| self.weigh_fresh(resident, options),
+        );
+        match met {
+            Met::Value(value) => {
+                self.counters.add(Count::Hit);
+                Some(Some(value))
+            }
+            Met::Absence => {
+                self.counters.add(Count::HitNegative);
+                Some(None)
+            }
+            Met::Aged(()) | Met::Invalid | Met::Nothing => {
+                self.counters.add(Count::Miss);
+                None
+            }
+        }
+    }
+
+    /// The slow half of [`look_fresh`](Self::look_fresh).
+    #[cold]
+    fn weigh_fresh(&self, resident: &Resident<V>, options: &EntryOptions) -> Met<V, ()> {
+        let now_ms = self.clock.mono_ms();
+        resident.touch(now_ms, || fastrand::u64(..));
+        match resident.freshness(now_ms, options) {
+            Freshness::Fresh | Freshness::RefreshDue => Met::fresh(&resident.value),
+            _ => Met::Aged(()),
+        }
     }
 
     /// Looks into L1 and decides what a read does with what is there.
@@ -440,23 +455,25 @@ impl<K: Key, V: Value> Shared<K, V> {
         Q: Hash + Eq + ?Sized,
     {
         let now_ms = self.clock.coarse_ms();
-        let counters = self.counters.mine();
-        let found = self.l1.get(space, key, |resident| {
-            if resident.is_plain(now_ms) {
-                resident.touch(now_ms, counters.count(Count::Hit));
-                Ok(resident.value.clone())
-            } else {
-                self.weigh_up(resident, options)
+        let met = self.l1.hit(
+            space,
+            key,
+            now_ms,
+            || self.counters.mine().count(Count::Hit),
+            |resident| self.weigh_up(resident, options),
+        );
+        match met {
+            Met::Value(value) => {
+                self.counters.add(Count::Hit);
+                Step::Serve(Some(value))
             }
-        });
-        match found {
-            Some(Ok(value)) => {
-                counters.add(if value.is_some() { Count::Hit } else { Count::HitNegative });
-                Step::Serve(value)
+            Met::Absence => {
+                self.counters.add(Count::HitNegative);
+                Step::Serve(None)
             }
-            Some(Err(aged)) => self.step(space, key, *aged),
-            None => {
-                counters.add(Count::Miss);
+            Met::Aged(aged) => self.step(space, key, *aged),
+            Met::Invalid | Met::Nothing => {
+                self.counters.add(Count::Miss);
                 Step::Load(None)
             }
         }
@@ -464,12 +481,12 @@ impl<K: Key, V: Value> Shared<K, V> {
 
     /// The value, if it is fresh and nothing else is to be done; else what is to be decided by.
     #[cold]
-    fn weigh_up(&self, resident: &Resident<V>, options: &EntryOptions) -> Result<Option<V>, Box<Aged<V>>> {
+    fn weigh_up(&self, resident: &Resident<V>, options: &EntryOptions) -> Met<V, Box<Aged<V>>> {
         let now = self.now();
-        resident.touch(now.mono_ms, fastrand::u64(..));
+        resident.touch(now.mono_ms, || fastrand::u64(..));
         match resident.freshness(now.mono_ms, options) {
-            Freshness::Fresh => Ok(resident.value.clone()),
-            freshness => Err(Box::new((freshness, resident.seen(now)))),
+            Freshness::Fresh => Met::fresh(&resident.value),
+            freshness => Met::Aged(Box::new((freshness, resident.seen(now)))),
         }
     }
 

@@ -28,18 +28,17 @@ impl<K: Key, V: Value> Cache<K, V> {
             Step::Serve(value) => Ok(value),
             Step::Refresh(seen) => {
                 let value = seen.value.clone();
-                self.refresh(key, source, options, *seen);
+                self.refresh(key, source, options, seen);
                 Ok(value)
             }
-            Step::Load(stale) => Ok(self
-                .wait(key, source, options, stale.map(|seen| *seen), Mode::Fill)
-                .await?
-                .and_then(|answer| answer.value)),
+            Step::Load(stale) => {
+                Ok(self.wait(key, source, options, stale, Mode::Fill).await?.and_then(|answer| answer.value))
+            }
         }
     }
 
     /// Starts a load that nobody waits for, unless one is under way.
-    pub(super) fn refresh(&self, key: K, source: Source<K, V>, options: &EntryOptions, met: Seen<V>) {
+    pub(super) fn refresh(&self, key: K, source: Source<K, V>, options: &EntryOptions, met: Box<Seen<V>>) {
         let shared = &self.shared;
         let slot = Slot { space: self.space.id, key };
         let boarding =
@@ -47,13 +46,31 @@ impl<K: Key, V: Value> Cache<K, V> {
         if let Boarding::Started(landing) = boarding {
             shared.counters.add(Count::Refresh);
             let item = Item { key: slot.key, landing, met: Some(met), mode: Mode::Refresh };
-            self.launch(vec![item], source, options.clone());
+            self.launch_one(item, source, options);
         }
     }
 
-    fn launch(&self, items: Vec<Item<K, V>>, source: Source<K, V>, options: EntryOptions) {
+    fn launch(&self, items: Vec<Item<K, V>>, source: Source<K, V>, options: &EntryOptions) {
         let (shared, space) = (Arc::clone(&self.shared), Arc::clone(&self.space));
-        crate::runtime::spawn(shared.fly(space, items, source, options));
+        crate::runtime::spawn(shared.fly(space, items, source, self.shared_options(options)));
+    }
+
+    fn launch_one(&self, item: Item<K, V>, source: Source<K, V>, options: &EntryOptions) {
+        match source {
+            Source::One(load) if self.shared.tiers.is_empty() => {
+                let (shared, space) = (Arc::clone(&self.shared), Arc::clone(&self.space));
+                crate::runtime::spawn(shared.fly_alone(space, item, load, self.shared_options(options)));
+            }
+            source => self.launch(vec![item], source, options),
+        }
+    }
+
+    /// The options for a task; a copy only where they are not the cache's own.
+    fn shared_options(&self, options: &EntryOptions) -> Arc<EntryOptions> {
+        if std::ptr::eq(options, &raw const *self.defaults) {
+            return Arc::clone(&self.defaults);
+        }
+        Arc::new(options.clone())
     }
 
     /// Asks the tiers, once for all callers.
@@ -70,7 +87,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         key: K,
         source: Source<K, V>,
         options: &EntryOptions,
-        stale: Option<Seen<V>>,
+        stale: Option<Box<Seen<V>>>,
         mode: Mode,
     ) -> Result<Option<Answer<V>>> {
         let shared = &self.shared;
@@ -108,7 +125,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                     let item = Item { key: slot.key.clone(), landing, met: stale.clone(), mode };
                     let source =
                         source.take().expect("a caller starts one flight: it is always served by it");
-                    self.launch(vec![item], source, options.clone());
+                    self.launch_one(item, source, options);
                     (flight, true)
                 }
             };
@@ -157,8 +174,8 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// would call the eviction listener.
     fn look_again(&self, key: &K, purpose: Purpose) -> Option<Answer<V>> {
         let shared = &self.shared;
-        let now = shared.now();
         let answer = shared.l1.peek(&self.space, key, |resident| {
+            let now = shared.now();
             let (is_servable, is_stale) = match resident.freshness(now.mono_ms, &self.defaults) {
                 Freshness::Fresh | Freshness::RefreshDue => (true, false),
                 // It stands in for a load that has just failed, not for what a tier may have.
@@ -171,7 +188,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     /// The stale entry, if it still may be served, else the error.
-    fn stale_or(&self, key: &K, stale: &Option<Seen<V>>, error: Error) -> Result<Option<Answer<V>>> {
+    fn stale_or(&self, key: &K, stale: &Option<Box<Seen<V>>>, error: Error) -> Result<Option<Answer<V>>> {
         let shared = &self.shared;
         match stale {
             Some(seen)
@@ -179,7 +196,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                     || shared.l1.is_current(&self.space, key, seen.meta.stamp, shared.now()) =>
             {
                 shared.counters.add(Count::StaleOnError);
-                Ok(Some(seen.clone().into_stale()))
+                Ok(Some((**seen).clone().into_stale()))
             }
             _ => Err(error),
         }
@@ -204,9 +221,9 @@ impl<K: Key, V: Value> Cache<K, V> {
                     Step::Serve(value) => (None, Some(value)),
                     Step::Refresh(seen) => {
                         let value = seen.value.clone();
-                        (Some(*seen), Some(value))
+                        (Some(seen), Some(value))
                     }
-                    Step::Load(stale) => (stale.map(|seen| *seen), None),
+                    Step::Load(stale) => (stale, None),
                 },
             };
             let is_served = served.is_some();
@@ -247,7 +264,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             }
         }
         if !items.is_empty() {
-            self.launch(items, source, options.clone());
+            self.launch(items, source, options);
         }
         let left = time_left(&shared.clock, options.load_timeout_hard);
         for (place, flight, stale, joined_at) in waiting {
@@ -274,12 +291,13 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 }
 
-/// What is left of `timeout` from now on, whenever it is asked.
+/// What is left of `timeout` from now on, whenever it is asked. By the coarse clock: it only says how long to
+/// wait, and the waiting is timed by the precise one.
 fn time_left(clock: &Clock, timeout: Duration) -> impl Fn() -> Duration {
-    let until_ms = clock.mono_ms().saturating_add(millis(timeout));
+    let until_ms = clock.coarse_ms().saturating_add(millis(timeout));
     move || match until_ms {
         NEVER_MS => Duration::MAX,
-        _ => Duration::from_millis(until_ms.saturating_sub(clock.mono_ms())),
+        _ => Duration::from_millis(until_ms.saturating_sub(clock.coarse_ms())),
     }
 }
 

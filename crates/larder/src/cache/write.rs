@@ -3,13 +3,13 @@
 //! In a cache with tiers each runs in a task of its own, so that a caller who gives up half-way leaves no
 //! tier behind.
 
-use super::promise::{Duty, Promise};
+use super::promise::{Duty, Promise, Wait};
 use super::{Cache, Key, Shared, Value};
 use crate::backend::{Mark, Put, PutOutcome, Ticket};
 use crate::entry::{EntryKind, check_tag};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Pattern};
-use crate::l1::{Published, Space};
+use crate::l1::{Now, Published, Space};
 use crate::options::EntryOptions;
 use crate::rules::{Rule, holds};
 use crate::stats::Count;
@@ -207,7 +207,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         // Asked again, now that `close` waits for this write.
         self.open()?;
         let promise = Arc::new(Promise::new());
-        let done = promise.wait();
+        let done = Wait::new(&promise);
         let duty = Duty::new(&promise, "write");
         crate::runtime::spawn(async move {
             let output = write.await;
@@ -294,7 +294,8 @@ impl<K: Key, V: Value> Shared<K, V> {
         self.adopt_stamps().await;
         for _ in 0..SET_TRIES {
             let ticket = self.l1.ticket();
-            let meta = self.meta(EntryKind::Set, options.ttl, options.tags.clone(), options);
+            let wall_ms = self.clock.wall_ms();
+            let meta = self.meta(wall_ms, EntryKind::Set, options.ttl, options.tags.clone(), options);
             let mut is_local = false;
             let mut refusal = None;
             // From the lowest tier up: what a lower one refuses, a higher one must not keep.
@@ -322,7 +323,7 @@ impl<K: Key, V: Value> Shared<K, V> {
             match refusal {
                 None => {
                     let item = SetItem { key: item.key, value: item.value };
-                    let in_l1 = self.publish_set(space, item, meta, Some(ticket), options);
+                    let in_l1 = self.publish_set(self.now(), space, item, meta, Some(ticket), options);
                     if is_local {
                         self.counters.add(Count::SetLocal);
                     }
@@ -357,12 +358,14 @@ impl<K: Key, V: Value> Shared<K, V> {
         ticket: Option<Ticket>,
         options: &EntryOptions,
     ) -> Written {
-        let meta = self.meta(EntryKind::Set, options.ttl, options.tags.clone(), options);
-        self.publish_set(space, item, meta, ticket, options)
+        let now = self.now();
+        let meta = self.meta(now.wall_ms, EntryKind::Set, options.ttl, options.tags.clone(), options);
+        self.publish_set(now, space, item, meta, ticket, options)
     }
 
     fn publish_set(
         &self,
+        now: Now,
         space: &Space,
         item: SetItem<K, V>,
         meta: crate::entry::Meta,
@@ -370,7 +373,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         options: &EntryOptions,
     ) -> Written {
         self.counters.add(Count::Set);
-        match self.publish(space, &item.key, (Some(item.value), meta, 0), ticket, options) {
+        match self.publish_at(now, space, &item.key, (Some(item.value), meta, 0), ticket, options) {
             // Refused by L1's own fences, it is in the tiers all the same, and a miss here.
             Published::Stored | Published::Fenced => Written::Stored,
             Published::TooLarge => Written::Refused,

@@ -160,6 +160,27 @@ pub(crate) struct Seen<V> {
     pub(crate) from_tier: u8,
 }
 
+/// What a read met in L1.
+pub(crate) enum Met<V, A> {
+    /// A fresh value.
+    Value(V),
+    /// A remembered absence that is fresh.
+    Absence,
+    /// Something else, to be served or not.
+    Aged(A),
+    /// What was invalidated; inside of L1 only.
+    Invalid,
+    Nothing,
+}
+
+impl<V: Clone, A> Met<V, A> {
+    /// What is fresh in an entry.
+    #[inline]
+    pub(crate) fn fresh(value: &Option<V>) -> Self {
+        value.as_ref().map_or(Met::Absence, |value| Met::Value(value.clone()))
+    }
+}
+
 /// What became of a value on its way into L1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Published {
@@ -194,7 +215,6 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
     }
 
     /// Reads a valid entry. `read` runs under a lock: it looks, clones and returns.
-    #[inline]
     pub(crate) fn get<Q, R>(&self, space: &Space, key: &Q, read: impl FnOnce(&Resident<V>) -> R) -> Option<R>
     where
         K: Borrow<Q>,
@@ -202,19 +222,60 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
     {
         let marker_pos = self.fences.marker_pos();
         let found = self.table.get(&Lookup { space: space.id, key }, |resident| {
-            if resident.checked() >= marker_pos || self.is_valid(space, resident, marker_pos) {
-                Ok(read(resident))
-            } else {
-                Err(resident.stamp())
-            }
+            let is_valid = resident.checked() >= marker_pos || self.is_valid(space, resident, marker_pos);
+            if is_valid { Some(read(resident)) } else { None }
         });
-        match found? {
-            Ok(read) => Some(read),
-            Err(stamp) => {
-                self.evict(space, key, stamp, EvictReason::Invalidated);
-                None
-            }
+        if let Some(None) = found {
+            self.evict_invalid(space, key);
         }
+        found?
+    }
+
+    /// [`get`](Self::get) for a hit: what is valid and fresh with nothing else to decide is cloned and counted
+    /// as read. Of any other entry that is valid, `weigh` decides.
+    #[inline]
+    pub(crate) fn hit<Q, A>(
+        &self,
+        space: &Space,
+        key: &Q,
+        now_ms: u64,
+        turn: impl FnOnce() -> u64,
+        weigh: impl FnOnce(&Resident<V>) -> Met<V, A>,
+    ) -> Met<V, A>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let marker_pos = self.fences.marker_pos();
+        let found = self.table.get(&Lookup { space: space.id, key }, |resident| {
+            if resident.plain_hit(now_ms, marker_pos, turn) {
+                return Met::fresh(&resident.value);
+            }
+            let is_valid = resident.checked() >= marker_pos || self.is_valid(space, resident, marker_pos);
+            if is_valid { weigh(resident) } else { Met::Invalid }
+        });
+        match found {
+            Some(Met::Invalid) => {
+                self.evict_invalid(space, key);
+                Met::Nothing
+            }
+            Some(met) => met,
+            None => Met::Nothing,
+        }
+    }
+
+    /// Drops an entry that was found invalid, if what is there now is invalid as well.
+    #[cold]
+    fn evict_invalid<Q>(&self, space: &Space, key: &Q)
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let is_invalid = |there: &Resident<V>| {
+            self.fences.invalid(&space.namespace, there.tags(), there.checked()).is_some()
+        };
+        let removed = self.table.remove_if(&Lookup { space: space.id, key }, is_invalid);
+        self.report_one(removed, EvictReason::Invalidated);
     }
 
     /// The slow half of [`get`](Self::get): a marker moved since the entry was last found valid.
@@ -282,9 +343,10 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
     ) -> Published {
         let Entry { value, meta, ticket, weight, from_tier } = entry;
         let lookup = Lookup { space: space.id, key };
-        let guard = self.fences.lock(self.table.hash(&lookup));
+        let hash = self.table.hash(&lookup);
+        let guard = self.fences.lock(hash);
         let ticket = ticket.unwrap_or_else(|| self.fences.ticket());
-        let meets_set = self.table.peek(&lookup, |there| {
+        let meets_set = self.table.peek_hashed(hash, &lookup, |there| {
             let is_ordered = there.kind == EntryKind::Set
                 && !there.stamp().is_distrusted(now.wall_ms)
                 && self.fences.invalid(&space.namespace, there.tags(), there.checked()).is_none();
@@ -316,17 +378,15 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
         let terms =
             Terms { weight: weight.max(self.weight_min), expires_at_ms: resident.expires_at_ms(), pin };
         let slot = Slot { space: space.id, key: key.clone() };
-        let mut gone = Vec::new();
-        self.table
-            .insert(slot, resident, terms, &mut |slot, resident, reason| gone.push((slot, resident, reason)));
+        let gone = self.table.insert_hashed(hash, slot, resident, terms);
         drop(guard);
         let mut published = Published::Stored;
-        for (slot, resident, reason) in gone {
+        gone.hand_out(&mut |slot, resident, reason| {
             if reason == Gone::TooHeavy {
                 published = Published::TooLarge;
             }
             self.report(&slot.key, &resident, reason.into());
-        }
+        });
         published
     }
 

@@ -4,35 +4,44 @@ use crate::clock::NEVER_MS;
 use crate::entry::{EntryKind, Meta, Tags};
 use crate::options::EntryOptions;
 use crate::stamp::Stamp;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// A value in L1. Times are monotonic milliseconds, so that no jump of the wall clock moves them.
 ///
-/// Most entries have a TTL and nothing else; what a few need is boxed, so that the others cost 48 bytes
+/// Most entries have a TTL and nothing else; what a few need is boxed, so that the others cost 40 bytes
 /// beside their value. The order is that of the declaration: what a hit reads stands together at the end,
 /// beside the key, so that it spans fewer cache lines. The atomics are not shuttle's: none of them decides
-/// whether an entry is valid, except `checked`, which only ever holds a position that its entry was found
-/// valid at.
+/// whether an entry is valid, except the position in `validity`, which only ever is one that its entry was
+/// found valid at. Readers write both words by a load and a store: what is lost is an access, or the
+/// knowledge of a later position, which is then looked up again.
 #[repr(C)]
 pub(crate) struct Resident<V> {
     details: Option<Box<Details>>,
     stamp_time: u64,
     stamp_node: u32,
-    /// When last read, in units of 1.024 s of the monotonic clock.
-    accessed: AtomicU32,
-    /// How often it was read, in the code of [`Resident::touch`].
-    accesses: AtomicU16,
     pub(crate) kind: EntryKind,
     /// Which tier it came from: 0 for a load or set of this process, else the tier's position from 1.
     pub(crate) from_tier: u8,
-    /// Before this moment a hit has nothing to decide. Without details, the end of freshness and the end
-    /// of the entry.
-    plain_until: u64,
-    /// The position up to which it was found valid: where it was written, or a later marker's.
-    checked: AtomicU64,
+    /// Above: the moment before which a hit has nothing to decide; without details, the end of freshness and
+    /// the end of the entry. In the low [`MOMENT_BITS`]: when it was last read, in units of 1.024 s.
+    times: AtomicU64,
+    /// Above: the position up to which it was found valid, where it was written or a later marker's. In the
+    /// low [`ACCESSES_BITS`]: how often it was read, in the code of [`Resident::touch`].
+    validity: AtomicU64,
     /// `None`: a remembered absence.
     pub(crate) value: Option<V>,
 }
+
+/// 198 days of units of 1.024 s, of which half tell how long ago it was: idle for longer than 99 days is told
+/// as less.
+const MOMENT_BITS: u32 = 24;
+/// The rest has 40 bits, which are 34 years of milliseconds; all ones stand for never. What ends later has
+/// its end in its details.
+const PLAIN_NEVER: u64 = u64::MAX >> MOMENT_BITS;
+const ACCESSES_BITS: u32 = 16;
+/// The rest has 48 bits, which are 9 years at a million sets a second; later positions are never reached,
+/// and the entry of one is a miss.
+const CHECKED_MAX: u64 = u64::MAX >> ACCESSES_BITS;
 
 /// What only some entries have.
 struct Details {
@@ -110,7 +119,8 @@ impl<V> Resident<V> {
             || meta.gone_at_ms != meta.fresh_until_ms
             || options.is_sliding
             || options.refresh_after.is_some()
-            || options.early_refresh_beta.is_some();
+            || options.early_refresh_beta.is_some()
+            || fresh_until != NEVER_MS && fresh_until >= PLAIN_NEVER;
         let details = has_details.then(|| {
             Box::new(Details {
                 fresh_until: AtomicU64::new(fresh_until),
@@ -128,31 +138,37 @@ impl<V> Resident<V> {
             details,
             stamp_time,
             stamp_node,
-            accessed: AtomicU32::new((now.mono_ms >> 10) as u32),
-            accesses: AtomicU16::new(0),
             kind: meta.kind,
             from_tier,
-            plain_until: plain_until(fresh_until, ttl_ms, meta.load_ms, options),
-            checked: AtomicU64::new(checked),
+            times: AtomicU64::new(
+                plain_until(fresh_until, ttl_ms, meta.load_ms, options).min(PLAIN_NEVER) << MOMENT_BITS
+                    | moment(now.mono_ms),
+            ),
+            validity: AtomicU64::new(checked.min(CHECKED_MAX) << ACCESSES_BITS),
             value,
         }
     }
 
-    /// Whether it is fresh and nothing else is to be decided.
+    /// The end that a plain hit compares with. A clock past 34 years finds never in the past, and asks
+    /// [`freshness`](Self::freshness), which knows better.
     #[inline]
-    pub(crate) fn is_plain(&self, now_ms: u64) -> bool {
-        now_ms < self.plain_until
+    fn plain_until(&self) -> u64 {
+        self.times.load(Relaxed) >> MOMENT_BITS
     }
 
     /// The position up to which it was found valid.
     #[inline]
     pub(crate) fn checked(&self) -> u64 {
-        self.checked.load(Relaxed)
+        self.validity.load(Relaxed) >> ACCESSES_BITS
     }
 
     /// Remembers that it was found valid at a later position.
     pub(crate) fn set_checked(&self, pos: u64) {
-        self.checked.fetch_max(pos, Relaxed);
+        let word = self.validity.load(Relaxed);
+        if pos > word >> ACCESSES_BITS {
+            let accesses = word & ((1 << ACCESSES_BITS) - 1);
+            self.validity.store(pos.min(CHECKED_MAX) << ACCESSES_BITS | accesses, Relaxed);
+        }
     }
 
     pub(crate) fn stamp(&self) -> Stamp {
@@ -167,7 +183,7 @@ impl<V> Resident<V> {
     /// What may be done with it at `now_ms`. A sliding entry that is fresh starts its TTL again.
     pub(crate) fn freshness(&self, now_ms: u64, options: &EntryOptions) -> Freshness {
         let Some(details) = &self.details else {
-            return if self.is_plain(now_ms) { Freshness::Fresh } else { Freshness::Gone };
+            return if now_ms < self.fresh_until() { Freshness::Fresh } else { Freshness::Gone };
         };
         let fresh_until = details.fresh_until.load(Relaxed);
         let may_load = now_ms >= details.retry_at.load(Relaxed);
@@ -246,26 +262,42 @@ impl<V> Resident<V> {
     ///
     /// `turn` differs from access to access, and is mixed here: a count that the caller has at hand does, and
     /// saves the generator of random numbers. Where it stands still for once, the time moves the draw.
+    pub(crate) fn touch(&self, now_ms: u64, turn: impl FnOnce() -> u64) {
+        self.touch_words(self.times.load(Relaxed), self.validity.load(Relaxed), now_ms, turn);
+    }
+
+    /// Whether it is fresh with nothing else to decide, and no marker came after it was found valid; then it
+    /// also records the access. One look at each word.
     #[inline]
-    pub(crate) fn touch(&self, now_ms: u64, turn: u64) {
-        let moment = (now_ms >> 10) as u32;
-        if self.accessed.load(Relaxed) != moment {
-            self.accessed.store(moment, Relaxed);
+    pub(crate) fn plain_hit(&self, now_ms: u64, marker_pos: u64, turn: impl FnOnce() -> u64) -> bool {
+        let (times, validity) = (self.times.load(Relaxed), self.validity.load(Relaxed));
+        let is_plain = now_ms < times >> MOMENT_BITS && validity >> ACCESSES_BITS >= marker_pos;
+        if is_plain {
+            self.touch_words(times, validity, now_ms, turn);
         }
-        let code = self.accesses.load(Relaxed);
+        is_plain
+    }
+
+    #[inline]
+    fn touch_words(&self, times: u64, validity: u64, now_ms: u64, turn: impl FnOnce() -> u64) {
+        let touched = times >> MOMENT_BITS << MOMENT_BITS | moment(now_ms);
+        if times != touched {
+            self.times.store(touched, Relaxed);
+        }
+        let code = validity as u16;
         let is_counted = code < EXACT_ACCESSES || {
-            let mixed = turn.wrapping_add(now_ms << 32).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            let mixed = turn().wrapping_add(now_ms << 32).wrapping_mul(0x9E37_79B9_7F4A_7C15);
             let drawn = (mixed ^ mixed >> 32).wrapping_mul(0xD6E8_FEB8_6659_FD93) >> 32;
             drawn as u32 & (step(code) - 1) == 0 && code < ACCESSES_MAX
         };
         if is_counted {
-            self.accesses.store(code + 1, Relaxed);
+            self.validity.store(validity + 1, Relaxed);
         }
     }
 
     /// How often it was read; above 256 an estimate with a standard error of about 6 %.
     pub(crate) fn accesses(&self) -> u32 {
-        match self.accesses.load(Relaxed) {
+        match self.validity.load(Relaxed) as u16 {
             code if code < EXACT_ACCESSES => u32::from(code),
             code => {
                 let into = u32::from(code % CODES_PER_DOUBLING);
@@ -276,13 +308,18 @@ impl<V> Resident<V> {
 
     /// Milliseconds since it was last read or written, to about a second.
     pub(crate) fn idle_ms(&self, now_ms: u64) -> u64 {
-        now_ms.saturating_sub(u64::from(self.accessed.load(Relaxed)) << 10)
+        let units = moment(now_ms).wrapping_sub(self.times.load(Relaxed)) & ((1 << MOMENT_BITS) - 1);
+        // More than half of what can be told apart: it was read after `now_ms` was taken.
+        if units >> (MOMENT_BITS - 1) == 0 { (units << 10) + (now_ms & 1023) } else { 0 }
     }
 
     fn fresh_until(&self) -> u64 {
         match &self.details {
             Some(details) => details.fresh_until.load(Relaxed),
-            None => self.plain_until,
+            None => match self.plain_until() {
+                PLAIN_NEVER => NEVER_MS,
+                until => until,
+            },
         }
     }
 
@@ -300,6 +337,11 @@ impl Details {
         };
         options.refresh_after.is_some_and(is_old) || options.early_refresh_beta.is_some_and(is_drawn)
     }
+}
+
+#[inline]
+fn moment(now_ms: u64) -> u64 {
+    now_ms >> 10 & ((1 << MOMENT_BITS) - 1)
 }
 
 /// How many accesses the next code stands for, above the exact ones.
@@ -337,8 +379,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_with_nothing_but_a_ttl_costs_48_bytes_and_its_value() {
-        assert_eq!(size_of::<Resident<std::num::NonZeroU64>>(), 48 + 8);
+    fn an_entry_with_nothing_but_a_ttl_costs_40_bytes_and_its_value() {
+        assert_eq!(size_of::<Resident<std::num::NonZeroU64>>(), 40 + 8);
     }
 
     #[test]
@@ -365,9 +407,9 @@ mod tests {
     fn accesses_are_exact_at_first_and_then_about_right() {
         let now = Now { wall_ms: 0, mono_ms: 1 };
         let resident = Resident::new(Some(()), &meta(), 1, &EntryOptions::default(), now, 0);
-        (0..256).for_each(|turn| resident.touch(1, turn));
+        (0..256).for_each(|turn| resident.touch(1, || turn));
         assert_eq!(resident.accesses(), 256);
-        (256..1_000_000).for_each(|turn| resident.touch(1, turn));
+        (256..1_000_000).for_each(|turn| resident.touch(1, || turn));
         let estimate = resident.accesses();
         assert!((700_000..1_300_000).contains(&estimate), "{estimate}");
     }

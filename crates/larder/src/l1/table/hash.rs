@@ -30,6 +30,11 @@ pub(super) fn keyed_state(seed: Option<u64>) -> KeyedState {
     }
 }
 
+/// A hasher under a random seed.
+pub(crate) fn keyed_at_random() -> KeyedState {
+    keyed_state(None)
+}
+
 /// 64 bits of the system's randomness; std's hasher is the one door to it that needs no dependency.
 fn random() -> u64 {
     RandomState::new().hash_one(0)

@@ -5,12 +5,12 @@
 //! except the `read` and `test` closures that are documented to.
 //!
 //! An access goes through `hash`, its `shard` and, if it is in the sample, a `ring` to the `panel`.
-//! Beside key and value an entry costs 17 bytes in its slot, 5 to 10 in the index, 2.1 in the ghost, 8 in
+//! Beside key and value an entry costs 16 bytes in its slot, 5 to 10 in the index, 2.1 in the ghost, 8 in
 //! the sketch and about 4 in the panel (more below 130,000 entries, where the panel's shadows are not
 //! thinned as much: up to 1 MB in all), and 16 more once any entry of the shard has had a deadline.
 
 mod ghost;
-mod hash;
+pub(crate) mod hash;
 mod panel;
 mod policy;
 mod ring;
@@ -33,7 +33,8 @@ use hash::KeyedState;
 use panel::Panel;
 use policy::{KNOBS, Knobs};
 use ring::{Ring, Sample};
-use shard::{Leaving, State};
+pub(crate) use shard::Leaving;
+use shard::State;
 use std::hash::{BuildHasher, Hash};
 
 /// The smallest shard: with fewer entries, chance fills one and leaves another empty, which costs up to
@@ -168,7 +169,14 @@ impl<K: Hash + Eq, V> Table<K, V> {
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        let hash = self.hasher.hash_one(key);
+        self.peek_hashed(self.hasher.hash_one(key), key, read)
+    }
+
+    /// [`peek`](Self::peek) for a caller that has the [`hash`](Self::hash) of the key.
+    pub(crate) fn peek_hashed<Q, R>(&self, hash: u64, key: &Q, read: impl FnOnce(&V) -> R) -> Option<R>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
         let state = self.shard(hash).state.read();
         state.find(hash::fingerprint(hash), key).map(|(_, entry)| read(&entry.value))
     }
@@ -178,7 +186,12 @@ impl<K: Hash + Eq, V> Table<K, V> {
     ///
     /// A new key counts as an access and a replacement doesn't: the lookup before it did.
     pub fn insert(&self, key: K, value: V, terms: Terms, out: &mut impl FnMut(K, V, Gone)) {
-        let hash = self.hasher.hash_one(&key);
+        self.insert_hashed(self.hasher.hash_one(&key), key, value, terms).hand_out(out);
+    }
+
+    /// [`insert`](Self::insert) for a caller that has the [`hash`](Self::hash) of the key. Returns what had to
+    /// leave.
+    pub(crate) fn insert_hashed(&self, hash: u64, key: K, value: V, terms: Terms) -> Leaving<K, V> {
         let shard = self.shard(hash);
         let fingerprint = hash::fingerprint(hash);
         let knobs = self.knobs();
@@ -196,7 +209,7 @@ impl<K: Hash + Eq, V> Table<K, V> {
             shard.ring.push(Sample { fingerprint: fingerprint.get(), weight });
             self.drain(shard, full_at);
         }
-        gone.hand_out(out);
+        gone
     }
 
     /// The hash of a key, keyed at random: the same for equal keys of this table only.

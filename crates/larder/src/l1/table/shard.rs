@@ -16,7 +16,7 @@ use std::num::NonZeroU32;
 const SHRINK_AT_ONCE: usize = 64;
 
 /// What left a shard. The first costs no allocation; there is rarely a second.
-pub(super) struct Leaving<K, V> {
+pub(crate) struct Leaving<K, V> {
     first: Option<(K, V, Gone)>,
     rest: Vec<(K, V, Gone)>,
 }
@@ -39,7 +39,7 @@ impl<K, V> Leaving<K, V> {
         }
     }
 
-    pub(super) fn hand_out(self, out: &mut impl FnMut(K, V, Gone)) {
+    pub(crate) fn hand_out(self, out: &mut impl FnMut(K, V, Gone)) {
         for (key, value, gone) in self.first.into_iter().chain(self.rest) {
             out(key, value, gone);
         }
@@ -63,7 +63,7 @@ impl<K, V> State<K, V> {
             index: HashTable::with_capacity(entries),
             slots: Slots::with_capacity(entries),
             policy: Policy::new(entries),
-            wheel: Wheel::new(),
+            wheel: Wheel::new(entries),
             limit,
             weight: 0,
         }

@@ -4,11 +4,15 @@
 //! lives, which is what the index, the wheel and a scan rely on.
 
 use super::policy::{List, Queues};
-use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::atomic::{AtomicU32, Ordering};
 use std::num::NonZeroU32;
 
-const NONE: u32 = u32::MAX;
-const COUNT: u8 = 0b111;
+const COUNT_BITS: u32 = 3;
+const COUNT: u32 = (1 << COUNT_BITS) - 1;
+const QUEUE_BITS: u32 = 2;
+const QUEUE: u32 = (1 << QUEUE_BITS) - 1;
+/// No slot: the highest number that a link beside a hit count has room for.
+const NONE: u32 = u32::MAX >> COUNT_BITS;
 /// The queue of entries that are never evicted; the policy doesn't know of it.
 const PINNED: usize = 3;
 
@@ -22,29 +26,29 @@ pub enum Pin {
     Pinned,
 }
 
-/// An entry: 17 bytes beside the key and the value. In the order of the declaration: what a hit reads stands
+/// An entry: 16 bytes beside the key and the value. In the order of the declaration: what a hit reads stands
 /// together, and what only an eviction does at the end.
 #[repr(C)]
 pub(super) struct Entry<K, V> {
     pub(super) value: V,
     pub(super) key: K,
     fingerprint: NonZeroU32,
-    /// Three bits of hit count, written by readers under the shared lock, and two bits of queue, written
-    /// under the exclusive one. Readers store what they loaded plus one: a lost count is cheaper than a
-    /// read-modify-write, and the queue bits can't change meanwhile.
-    meta: AtomicU8,
+    /// Three bits of hit count, written by readers under the shared lock, below the older neighbour in the
+    /// queue, written under the exclusive one. Readers store what they loaded plus one: a lost count is
+    /// cheaper than a read-modify-write, and the neighbour can't change meanwhile.
+    older_and_count: AtomicU32,
     weight: u32,
-    older: u32,
-    younger: u32,
+    /// Two bits of queue below the younger neighbour.
+    younger_and_queue: u32,
 }
 
 impl<K, V> Entry<K, V> {
     /// Counts a hit.
     #[inline]
     pub(super) fn touch(&self) {
-        let meta = self.meta.load(Ordering::Relaxed);
-        if meta & COUNT != COUNT {
-            self.meta.store(meta + 1, Ordering::Relaxed);
+        let word = self.older_and_count.load(Ordering::Relaxed);
+        if word & COUNT != COUNT {
+            self.older_and_count.store(word + 1, Ordering::Relaxed);
         }
     }
 
@@ -58,7 +62,28 @@ impl<K, V> Entry<K, V> {
     }
 
     fn queue(&self) -> usize {
-        usize::from(self.meta.load(Ordering::Relaxed) >> 3)
+        (self.younger_and_queue & QUEUE) as usize
+    }
+
+    fn count(&self) -> u32 {
+        self.older_and_count.load(Ordering::Relaxed) & COUNT
+    }
+
+    fn older(&self) -> u32 {
+        self.older_and_count.load(Ordering::Relaxed) >> COUNT_BITS
+    }
+
+    fn younger(&self) -> u32 {
+        self.younger_and_queue >> QUEUE_BITS
+    }
+
+    fn set_older(&mut self, id: u32) {
+        let word = self.older_and_count.get_mut();
+        *word = id << COUNT_BITS | *word & COUNT;
+    }
+
+    fn set_younger(&mut self, id: u32) {
+        self.younger_and_queue = id << QUEUE_BITS | self.younger_and_queue & QUEUE;
     }
 }
 
@@ -100,13 +125,20 @@ impl<K, V> Slots<K, V> {
 
     /// Stores an entry that stands in no queue yet.
     pub(super) fn add(&mut self, fingerprint: NonZeroU32, key: K, value: V, weight: u32) -> u32 {
-        let meta = AtomicU8::new(0);
-        let entry = Entry { key, value, older: NONE, younger: NONE, weight, fingerprint, meta };
+        let entry = Entry {
+            value,
+            key,
+            fingerprint,
+            older_and_count: AtomicU32::new(NONE << COUNT_BITS),
+            weight,
+            younger_and_queue: NONE << QUEUE_BITS,
+        };
         if let Some(id) = self.free.pop() {
             self.slots[id as usize] = Some(entry);
             return id;
         }
-        let id = u32::try_from(self.slots.len()).expect("a shard holds fewer than 2^31 entries");
+        let id = u32::try_from(self.slots.len()).ok().filter(|&id| id < NONE);
+        let id = id.expect("a shard holds fewer than 2^29 entries");
         self.slots.push(Some(entry));
         id
     }
@@ -140,17 +172,17 @@ impl<K, V> Slots<K, V> {
     /// Takes an entry out of its queue; its slot stays.
     pub(super) fn unlink(&mut self, id: u32) {
         let entry = self.entry(id);
-        let (older, younger) = (entry.older, entry.younger);
+        let (older, younger) = (entry.older(), entry.younger());
         let (at, weight) = (entry.queue(), entry.weight());
         let ends = &mut self.queues[at];
         ends.weight -= weight;
         match older {
             NONE => ends.oldest = younger,
-            older => entry_mut(&mut self.slots, older).younger = younger,
+            older => entry_mut(&mut self.slots, older).set_younger(younger),
         }
         match younger {
             NONE => ends.youngest = older,
-            younger => entry_mut(&mut self.slots, younger).older = older,
+            younger => entry_mut(&mut self.slots, younger).set_older(older),
         }
     }
 
@@ -165,13 +197,12 @@ impl<K, V> Slots<K, V> {
         let ends = &mut self.queues[at];
         let before = std::mem::replace(&mut ends.youngest, id);
         let entry = entry_mut(&mut self.slots, id);
-        let meta = entry.meta.get_mut();
-        *meta = *meta & COUNT | (at as u8) << 3;
-        (entry.older, entry.younger) = (before, NONE);
+        entry.set_older(before);
+        entry.younger_and_queue = NONE << QUEUE_BITS | at as u32;
         ends.weight += entry.weight();
         match before {
             NONE => ends.oldest = id,
-            before => entry_mut(&mut self.slots, before).younger = id,
+            before => entry_mut(&mut self.slots, before).set_younger(id),
         }
     }
 
@@ -187,10 +218,10 @@ impl<K, V> Slots<K, V> {
             let (mut id, mut before, mut weight) = (ends.oldest, NONE, 0);
             while id != NONE {
                 let entry = self.entry(id);
-                assert_eq!((entry.queue(), entry.older), (at, before), "slot {id}");
+                assert_eq!((entry.queue(), entry.older()), (at, before), "slot {id}");
                 weight += entry.weight();
                 linked += 1;
-                (before, id) = (id, entry.younger);
+                (before, id) = (id, entry.younger());
             }
             assert_eq!((ends.youngest, ends.weight), (before, weight), "queue {at}");
         }
@@ -225,12 +256,12 @@ impl<K, V> Queues for Slots<K, V> {
     }
 
     fn count(&self, id: u32) -> u8 {
-        self.entry(id).meta.load(Ordering::Relaxed) & COUNT
+        self.entry(id).count() as u8
     }
 
     fn set_count(&mut self, id: u32, count: u8) {
-        let meta = entry_mut(&mut self.slots, id).meta.get_mut();
-        *meta = *meta & !COUNT | count;
+        let word = entry_mut(&mut self.slots, id).older_and_count.get_mut();
+        *word = *word & !COUNT | u32::from(count);
     }
 
     fn fingerprint(&self, id: u32) -> u32 {

@@ -24,6 +24,7 @@ struct Timer {
 pub(super) struct Wheel {
     /// By slot number.
     timers: Vec<Timer>,
+    reserved: usize,
     buckets: Box<[u32]>,
     /// Which buckets of a level hold timers.
     occupied: [u64; LEVELS],
@@ -32,8 +33,10 @@ pub(super) struct Wheel {
 }
 
 impl Wheel {
-    pub(super) fn new() -> Self {
-        Wheel { timers: Vec::new(), buckets: Box::default(), occupied: [0; LEVELS], elapsed: 0 }
+    /// `reserved`: the slots to make room for when the first deadline is set.
+    pub(super) fn new(reserved: usize) -> Self {
+        let (timers, buckets) = (Vec::new(), Box::default());
+        Wheel { timers, reserved, buckets, occupied: [0; LEVELS], elapsed: 0 }
     }
 
     /// Sets or moves the deadline of a slot; `u64::MAX` cancels it.
@@ -51,6 +54,11 @@ impl Wheel {
         }
         let at = id as usize;
         if at >= self.timers.len() {
+            if at >= self.timers.capacity() {
+                // Growth by doubling would leave up to as much again unused.
+                let room = if at < self.reserved { self.reserved } else { at + 1 + at / 8 };
+                self.timers.reserve_exact(room - self.timers.len());
+            }
             self.timers.resize(at + 1, Timer { deadline: NEVER, before: NONE, after: NONE });
         }
         self.timers[at].deadline = deadline;
@@ -183,7 +191,7 @@ mod tests {
     fn fires_at_its_deadline_and_not_before() {
         for start in [0, 1, 63, 64, 1 << 40] {
             for delay in [0, 1, 63, 64, 65, 4095, 4096, 1 << 30, 1 << 50] {
-                let mut wheel = Wheel::new();
+                let mut wheel = Wheel::new(0);
                 assert!(due(&mut wheel, start, 100).is_empty());
                 wheel.set(3, start + delay);
                 if delay > 0 {
@@ -193,7 +201,7 @@ mod tests {
                 assert_eq!(wheel.wake(), NEVER);
             }
         }
-        let mut wheel = Wheel::new();
+        let mut wheel = Wheel::new(0);
         wheel.set(0, NEVER - 1);
         assert!(due(&mut wheel, NEVER - 2, 100).is_empty());
         assert_eq!(due(&mut wheel, NEVER, 100), [0]);
@@ -201,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_went_back_fires_nothing_early() {
-        let mut wheel = Wheel::new();
+        let mut wheel = Wheel::new(0);
         assert!(due(&mut wheel, 1_000_000, 100).is_empty());
         wheel.set(0, 500);
         assert!(due(&mut wheel, 400, 100).is_empty());
@@ -213,7 +221,7 @@ mod tests {
         fn agrees_with_a_sorted_map(
             steps in prop::collection::vec((0u32..40, 0u32..45, 0u64..64, 0usize..20), 1..300),
         ) {
-            let (mut wheel, mut now) = (Wheel::new(), 0u64);
+            let (mut wheel, mut now) = (Wheel::new(0), 0u64);
             let mut model: BTreeMap<u32, u64> = BTreeMap::new();
             for (id, shift, low, budget) in steps {
                 match low % 3 {
