@@ -5,10 +5,10 @@
 
 mod support;
 
+use larder::Cache;
 use larder::backend::{MemoryBackend, MemoryOptions};
 use larder::clock::ManualClock;
 use larder::pressure::{MemoryPressure, MemoryReading, MemorySource};
-use larder::Cache;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
