@@ -40,7 +40,7 @@
 //!
 //! *A removal of many* (tag, clear, pattern) is appended to every shard, one after the other or at once, and
 //! acknowledged when all have it. If one fails, the caller is told; those that have it stay removed, and to
-//! do it again does no harm. A pattern is one line, carried out by whoever reads it.
+//! do it again does no harm. So it is when the caller stops waiting while a queue is full. A pattern is one line, carried out by whoever reads it.
 //!
 //! *Rewriting*, when more bytes are dead than alive: live entries behind a new first line, synced, renamed
 //! into place. The file then tells of no single removal, and who reads it anew refuses all that began before
