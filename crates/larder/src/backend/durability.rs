@@ -12,7 +12,8 @@ pub enum Durability {
     #[default]
     Power,
     /// A crash or kill of the process, but not of the machine. After a power loss the store starts empty,
-    /// with a new incarnation: what was lost may have been a removal.
+    /// with a new incarnation: what was lost may have been a removal. So it does for processes with
+    /// [`Power`](Self::Power) that share the store with one that runs with this.
     Process,
 }
 

@@ -17,6 +17,9 @@ const WEIGHT_MAX: u32 = 64 * 1024;
 /// What a job weighs at least: 4,096 small ones fit.
 const JOB_WEIGHT: u32 = 16;
 
+/// A longer busy timeout, "never" included, is this one: 20 days, which clocks and SQLite can count.
+pub(super) const BUSY_TIMEOUT_MAX: Duration = Duration::from_secs(20 * 24 * 3600);
+
 pub(super) struct Queue<T> {
     state: Mutex<State<T>>,
     ready: Condvar,

@@ -3,8 +3,12 @@
 use super::{Cache, Key, Shared, Value};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pressure::Watch;
+#[cfg(not(larder_shuttle))]
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+#[cfg(not(larder_shuttle))]
+use std::sync::Weak;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// How often a tier that is set aside is tried: often enough to be back within seconds.
@@ -28,28 +32,57 @@ pub(super) fn start<K: Key, V: Value>(shared: &Arc<Shared<K, V>>, watch: Option<
 #[cfg(larder_shuttle)]
 pub(super) fn start<K: Key, V: Value>(_: &Arc<Shared<K, V>>, _: Option<Watch>) {}
 
-#[cfg_attr(larder_shuttle, expect(dead_code, reason = "schedules call its parts themselves"))]
+/// What waits for a tier or calls the user's code has a task of its own, and one at a time: neither a tier that
+/// hangs nor a panic stops the rest.
+#[cfg(not(larder_shuttle))]
 async fn maintain<K: Key, V: Value>(
     shared: Weak<Shared<K, V>>,
     clock: crate::clock::Clock,
     mut watch: Option<Watch>,
 ) {
     let mut ticks = 0;
+    let (mut recoveries, mut sweep) = (Vec::new(), Errand::default());
     loop {
         clock.sleep(RECOVER_EVERY).await;
         let Some(shared) = shared.upgrade() else { return };
-        if let Some(watch) = &mut watch
-            && !shared.l1.squeeze(watch.share())
-        {
-            tracing::warn!("memory runs short, and what is pinned in L1 does not fit a lower limit");
+        if let Some(watch) = &mut watch {
+            let squeeze = AssertUnwindSafe(|| shared.l1.squeeze(watch.share()));
+            match catch_unwind(squeeze) {
+                Ok(true) => {}
+                Ok(false) => {
+                    tracing::warn!("memory runs short, and what is pinned in L1 does not fit a lower limit");
+                }
+                Err(_) => tracing::error!("the source of memory readings panicked"),
+            }
         }
-        shared.recover().await;
+        recoveries.resize_with(shared.tiers.len(), Errand::default);
+        for (at, errand) in recoveries.iter_mut().enumerate().filter(|(at, _)| shared.tiers[*at].is_aside()) {
+            let shared = Arc::clone(&shared);
+            errand.begin(async move { shared.tiers[at].recover().await });
+        }
         shared.l1.expire(clock.mono_ms(), EXPIRE_STEPS);
         ticks += 1;
-        if ticks % TICKS_PER_SWEEP == 0
-            && let Err(error) = shared.sweep().await
-        {
-            tracing::warn!(%error, "a sweep of expired entries failed");
+        if ticks % TICKS_PER_SWEEP == 0 {
+            let shared = Arc::clone(&shared);
+            sweep.begin(async move {
+                if let Err(error) = shared.sweep().await {
+                    tracing::warn!(%error, "a sweep of expired entries failed");
+                }
+            });
+        }
+    }
+}
+
+/// Something in the background that is not begun again before it has ended.
+#[cfg(not(larder_shuttle))]
+#[derive(Default)]
+struct Errand(Option<tokio::task::JoinHandle<()>>);
+
+#[cfg(not(larder_shuttle))]
+impl Errand {
+    fn begin(&mut self, errand: impl Future<Output = ()> + Send + 'static) {
+        if self.0.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+            self.0 = Some(crate::runtime::own().spawn(errand));
         }
     }
 }

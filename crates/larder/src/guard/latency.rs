@@ -7,7 +7,8 @@ use crate::sync::Unscheduled;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// How the time limit of one attempt follows the latencies that were seen.
+/// How the time limit of one attempt follows the latencies that were seen. A write that no other attempt may
+/// follow has all of the call's time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
@@ -17,7 +18,8 @@ pub struct AttemptTimeoutOptions {
     /// Which percentile is looked at, 0 to 1. Default: 0.99: a slower attempt is one in a hundred, and is
     /// better tried again.
     pub percentile: f64,
-    /// The limit is so many times the percentile. Default: 3, since latencies have long tails.
+    /// The limit is so many times the percentile, 0 to 1,000,000; below 1 counts as 1. Default: 3, since latencies
+    /// have long tails.
     pub factor: f64,
     /// It never falls below. Default: 100 ms: what a garbage collection, a fork or a scheduler's hiccup
     /// takes must not look like an outage.

@@ -69,6 +69,15 @@ impl GuardOptions {
                 "admission.concurrency_min = {concurrency_min}: 1 to concurrency_max ({concurrency_max})"
             )));
         }
+        let AttemptTimeoutOptions { factor, .. } = self.attempt_timeout;
+        if !(0.0..=1e6).contains(&factor) {
+            return Err(Error::new(ErrorKind::Config, "build")
+                .message(format!("attempt_timeout.factor = {factor}: 0 to 1000000")));
+        }
+        if !(0.0..=1e6).contains(&self.retry.budget_ratio) {
+            return Err(Error::new(ErrorKind::Config, "build")
+                .message(format!("retry.budget_ratio = {}: 0 to 1000000", self.retry.budget_ratio)));
+        }
         if self.retry.attempts_max == 0 || self.retry.wait_min > self.retry.wait_max {
             return Err(Error::new(ErrorKind::Config, "build").message(format!(
                 "retry: attempts_max = {} has to be at least 1, wait_min = {:?} at most wait_max = {:?}",
@@ -208,7 +217,7 @@ impl Guard {
         let mut last: Option<(Duration, Error)> = None;
         loop {
             number += 1;
-            let (took, answer) = match (self.attempt(call, left(), attempt()).await, last.take()) {
+            let (took, answer) = match (self.attempt(call, number, left(), attempt()).await, last.take()) {
                 (Ok(made), before) => {
                     last = before;
                     made
@@ -240,6 +249,7 @@ impl Guard {
     async fn attempt<T>(
         &self,
         call: Call,
+        number: u32,
         left: Duration,
         attempt: impl Future<Output = Result<T>>,
     ) -> Result<(Duration, Result<T>), Stopped> {
@@ -254,10 +264,12 @@ impl Guard {
             )
         })?;
         let timeouts = &self.timeouts[side];
-        // Only what can be repeated is worth being given up early.
-        let limit = match call.repeat {
-            Repeat::Safe => timeouts.limit(left),
-            Repeat::Never => left,
+        // Only what can be repeated is worth being given up early. A read that can't be has the tiers below and
+        // the loader; a write has nothing, and one that is given up is a removal or a tier that is set aside.
+        let limit = match (call.repeat, call.side) {
+            (Repeat::Safe, Side::Read) => timeouts.limit(left),
+            (Repeat::Safe, Side::Write) if self.budget.may_follow(number) => timeouts.limit(left),
+            _ => left,
         };
         let began_us = self.clock.mono_us();
         let answer = before(&self.clock, limit, attempt).await;

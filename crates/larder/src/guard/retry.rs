@@ -59,6 +59,11 @@ impl RetryBudget {
         *left = (*left + self.options.budget_ratio).min(f64::from(self.options.budget_max));
     }
 
+    /// Whether there may be another attempt after number `attempt`, as the budget is now.
+    pub(crate) fn may_follow(&self, attempt: u32) -> bool {
+        attempt < self.options.attempts_max && *self.left.lock() >= 1.0
+    }
+
     /// Whether attempt number `attempt` (the first is 1) may be followed by another; takes it from the budget.
     pub(crate) fn take(&self, attempt: u32) -> bool {
         if attempt >= self.options.attempts_max {
@@ -78,6 +83,6 @@ impl RetryBudget {
         let RetryOptions { wait_min, wait_max, .. } = self.options;
         let upper = previous.unwrap_or(wait_min).saturating_mul(3).max(wait_min);
         let spread = upper.saturating_sub(wait_min).mul_f64(fastrand::f64());
-        (wait_min + spread).min(wait_max)
+        wait_min.saturating_add(spread).min(wait_max)
     }
 }

@@ -394,3 +394,51 @@ async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
     })
     .await
 }
+
+/// A local store's sync takes longer than usual now and then: to give up a write that nobody repeats would make
+/// a removal of a set, and set the tier aside for a removal.
+#[tokio::test]
+async fn a_write_that_is_not_repeated_has_all_of_its_time() {
+    for (attempts_max, side, is_given_up) in
+        [(1, Side::Write, false), (2, Side::Write, true), (1, Side::Read, true)]
+    {
+        let retry = RetryOptions { attempts_max, ..RetryOptions::default() };
+        let (guard, clock) = guard(&GuardOptions { retry, ..GuardOptions::default() });
+        let call = Call { side, ..read() };
+        for _ in 0..100 {
+            guard.call(call, || std::future::ready(Ok(1))).await.unwrap();
+        }
+        let attempts = Arc::new(AtomicUsize::new(0));
+        let (counted, of_guard, sleeper) = (attempts.clone(), guard.clone(), Clock::from(clock.clone()));
+        let slow = tokio::spawn(async move {
+            let attempt = || {
+                let is_first = counted.fetch_add(1, SeqCst) == 0;
+                let sleeper = sleeper.clone();
+                async move {
+                    if is_first {
+                        sleeper.sleep(400 * MS).await;
+                    }
+                    Ok(is_first)
+                }
+            };
+            of_guard.call(call, attempt).await
+        });
+        for _ in 0..12 {
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+            clock.advance(50 * MS);
+        }
+        let was_first = slow.await.unwrap().ok() == Some(true);
+        assert_eq!(was_first, !is_given_up, "{attempts_max} attempts, {side:?}");
+    }
+}
+
+#[test]
+fn settings_that_no_duration_can_be_multiplied_by_are_refused() {
+    for factor in [f64::INFINITY, f64::NAN, 1e300] {
+        let attempt_timeout = AttemptTimeoutOptions { factor, ..AttemptTimeoutOptions::default() };
+        let options = GuardOptions { attempt_timeout, ..GuardOptions::default() };
+        assert_eq!(options.check().unwrap_err().kind(), ErrorKind::Config, "{factor}");
+    }
+}

@@ -564,12 +564,17 @@ impl Locked<'_> {
 
     /// Moves a marker: into the log first, then into the header.
     pub(super) fn mark(&mut self, change: &super::marks::Change<'_>) -> io::Result<()> {
-        let mut replica = self.fence.markers.write().unwrap_or_else(PoisonError::into_inner);
-        if !replica.matches(&self.header) {
-            replica.refresh(&self.fence.folder, &self.header)?;
-        }
+        self.check_markers()?;
         let pos = self.advance();
-        replica.append(&self.fence.folder, &mut self.header, change, pos)
+        let appended = {
+            let mut replica = self.fence.markers.write().unwrap_or_else(PoisonError::into_inner);
+            replica.append(&self.fence.folder, &mut self.header, change, pos)
+        };
+        match appended {
+            // The log is gone: no marker could ever be added to it.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => self.abandon(),
+            appended => appended,
+        }
     }
 
     pub(super) fn with_markers<T>(&mut self, judge: impl FnOnce(&Header, &Markers) -> T) -> io::Result<T> {
@@ -613,6 +618,15 @@ impl Locked<'_> {
         let boot = self.fence.boot;
         // A system that doesn't name its boots gets no trust for what was not synced.
         if self.header.boot == boot && boot != 0 {
+            let folder = &self.fence.folder;
+            if self.header.unsynced && folder.durability == Durability::Power {
+                // Somebody with less durability was killed here. What is acknowledged from now on has to survive a
+                // power loss, so the folder has to be trusted after one.
+                folder.sync_everything()?;
+                self.header.unsynced = false;
+                self.write()?;
+                return folder.sync_always(&self.opened.file);
+            }
             return if self.header == self.written { Ok(()) } else { self.write() };
         }
         if self.header.unsynced {
@@ -748,6 +762,23 @@ mod tests {
                 assert!(after.pos >= before.reserved, "a position may be used twice");
             }
         }
+    }
+
+    /// Somebody with less durability was killed: after a power loss that costs nothing which was acknowledged as
+    /// safe from one since.
+    #[test]
+    fn a_new_boot_is_trusted_with_what_was_synced_after_what_was_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cache");
+        for durability in [Durability::Process, Durability::Power] {
+            let fence = open(&path, durability);
+            let mut locked = fence.lock("put").unwrap();
+            locked.begin(1).unwrap();
+            locked.advance();
+            drop(locked.publish().unwrap());
+        }
+        let before = reboot(&path);
+        assert_eq!(open(&path, Durability::Power).snapshot().unwrap().inc, before.inc);
     }
 
     #[test]

@@ -42,7 +42,7 @@ mod store;
 mod tests;
 mod writer;
 
-use super::queue::{Queue, lost};
+use super::queue::{BUSY_TIMEOUT_MAX, Queue, lost};
 use super::{
     Backend, Capabilities, Durability, Mark, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage,
 };
@@ -268,6 +268,7 @@ impl FilesBackend {
         options.check()?;
         let limits = options.limits();
         let FilesOptions { path, durability, clock, readers, busy_timeout, .. } = options;
+        let busy_timeout = busy_timeout.min(BUSY_TIMEOUT_MAX);
         let folder = Folder::open(&path, durability)?;
         let fence = Fence::open(folder, clock, busy_timeout)?;
         let store = Arc::new(Store { fence, limits, recent: recent::Recent::new() });

@@ -263,3 +263,37 @@ async fn a_disk_that_fails_during_a_long_operation_is_never_a_success() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_timeout_may_be_never() {
+    let folder = folder();
+    let options = FilesOptions {
+        busy_timeout: std::time::Duration::MAX,
+        ..FilesOptions::new(folder.path().join("cache"))
+    };
+    let backend = FilesBackend::open_blocking(options).unwrap();
+    assert_eq!(set(&backend, "a", 1, 1).await.unwrap(), PutOutcome::Stored);
+}
+
+/// A tier whose removal fails is not used before it was delivered: it has to be possible some time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removal_by_tag_succeeds_again_after_the_log_of_markers_was_deleted() {
+    let folder = folder();
+    let path = folder.path().join("cache");
+    let backend = FilesBackend::open_blocking(FilesOptions::new(&path)).unwrap();
+    set(&backend, "a", 1, 1).await.unwrap();
+    let red = Mark::Tag("red".into());
+    backend.mark(&namespace(), &red).await.unwrap();
+    set(&backend, "a", 1, 2).await.unwrap();
+    for file in std::fs::read_dir(&path).unwrap() {
+        let file = file.unwrap();
+        if file.file_name().to_string_lossy().starts_with("marks-") {
+            std::fs::remove_file(file.path()).unwrap();
+        }
+    }
+    let first = backend.mark(&namespace(), &red).await;
+    assert_eq!(first.unwrap_err().kind(), ErrorKind::Unavailable);
+    backend.mark(&namespace(), &red).await.unwrap();
+    assert!(backend.get(&key("a")).await.unwrap().found.is_err());
+    assert_eq!(set(&backend, "a", 1, 3).await.unwrap(), PutOutcome::Stored);
+}

@@ -135,7 +135,8 @@ impl Log {
                     }
                     log.lines += 1;
                     log.end = offset + bytes as u64;
-                    if offset >= log.kept_end {
+                    // It may reach from the kept entries into what follows them.
+                    if log.end > log.kept_end {
                         damaged_to = log.end;
                     }
                     is_mended = true;
@@ -162,6 +163,10 @@ impl Log {
         // Behind the last good line, no position tells whether a removal is missing.
         if matches!(end, Ending::Sound) && (tail.is_damaged || (damaged_to == log.end && damaged_to > 0)) {
             end = Ending::Lost("its last line is damaged, and may have been a removal");
+        }
+        // These were on the disk before the file had its name: it was cut, and removals with them.
+        if matches!(end, Ending::Sound) && log.end < log.kept_end {
+            end = Ending::Lost("it was cut short, and may have held removals");
         }
         Ok(match end {
             Ending::Lost(why) => Reading::Lost(why, log.last_stamp, damages),

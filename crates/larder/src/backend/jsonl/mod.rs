@@ -40,7 +40,7 @@
 //!
 //! *A removal of many* (tag, clear, pattern) is appended to every shard, one after the other or at once, and
 //! acknowledged when all have it. If one fails, the caller is told; those that have it stay removed, and to
-//! do it again does no harm. A pattern is one line, carried out by whoever reads it.
+//! do it again does no harm. So it is when the caller stops waiting while a queue is full. A pattern is one line, carried out by whoever reads it.
 //!
 //! *Rewriting*, when more bytes are dead than alive: live entries behind a new first line, synced, renamed
 //! into place. The file then tells of no single removal, and who reads it anew refuses all that began before
@@ -66,7 +66,7 @@ mod shard;
 mod tests;
 mod writer;
 
-use super::queue::Queue;
+use super::queue::{BUSY_TIMEOUT_MAX, Queue};
 use super::{
     Backend, Capabilities, Cursor, Listed, Mark, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage,
 };
@@ -142,6 +142,7 @@ impl JsonlBackend {
         options.check()?;
         let JsonlOptions { path, shards, durability, clock, entries_max, bytes_max, readers, busy_timeout } =
             options;
+        let busy_timeout = busy_timeout.min(BUSY_TIMEOUT_MAX);
         let disk = Arc::new(disk);
         disk.create_folder(&path).map_err(|error| io_error("open", error))?;
         let opening = disk.lock(&path.join("folder.lock"), busy_timeout, "open")?;
@@ -267,8 +268,9 @@ impl JsonlBackend {
     fn check_size(&self, put: &Put) -> Result<usize> {
         let tags: usize = put.meta.tags.iter().map(str::len).sum();
         let sealed = put.sealed.len() as u64;
-        // Base64, and what JSON escapes of key and tags.
-        let bytes = LINE_FIELDS_BYTES + 2 * (put.key.as_bytes().len() + tags) as u64 + sealed.div_ceil(3) * 4;
+        // Base64; JSON writes a control character with six, and a key that is no string is there twice.
+        let names = (16 * put.key.as_bytes().len() + 6 * tags) as u64;
+        let bytes = LINE_FIELDS_BYTES + names + sealed.div_ceil(3) * 4;
         if bytes > self.line_bytes_max {
             return Err(Error::new(ErrorKind::TooLarge, "put").backend(NAME).key(&put.key.text()).message(
                 format!("the line takes {bytes} bytes; at most {} are allowed", self.line_bytes_max),

@@ -38,7 +38,8 @@ pub(super) struct Shard {
     pub(super) quarantine: Arc<Quarantine>,
     /// `None` before the first use, and when what is in memory may not be what is in the file.
     pub(super) state: Mutex<Option<Log>>,
-    /// A sync failed: what the system says of this file can't be trusted, so it has to be written anew.
+    /// A sync of the file or of its name failed: what the system says of it can't be trusted, so it has to be
+    /// written anew.
     pub(super) is_doubtful: AtomicBool,
 }
 
@@ -298,7 +299,11 @@ impl Shard {
         }
         flush(&mut buffer, &mut end)?;
         self.disk.sync(&file).map_err(Stopped::Io)?;
-        self.disk.replace(&draft, &self.path, &self.folder).map_err(Stopped::Io)?;
+        self.disk.replace(&draft, &self.path, &self.folder).map_err(|error| {
+            // The new name may be there and yet not be on the disk.
+            self.is_doubtful.store(true, Ordering::SeqCst);
+            Stopped::Io(error)
+        })?;
         Ok((file, Stat { bytes: end, ..stat }))
     }
 

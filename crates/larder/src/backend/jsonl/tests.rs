@@ -441,3 +441,118 @@ async fn unsynced_lines_of_another_boot_are_not_trusted() {
     assert_eq!(read(&backend, "k").await.unwrap(), None);
     assert!(backend.notes()[0].contains("not synced"), "{:?}", backend.notes());
 }
+
+/// Lines that a killed process left unsynced must not cost, after a power loss, what was acknowledged as safe
+/// from one since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_durable_write_after_an_unsynced_one_makes_the_file_trusted() {
+    let folder = tempfile::tempdir().unwrap();
+    let hasty = JsonlOptions { durability: Durability::Process, ..options(folder.path()) };
+    let killed = JsonlBackend::open_blocking(hasty).unwrap();
+    set(&killed, "a", "v", 1).await.unwrap();
+    let file = super::shard_path(folder.path(), 0, 1);
+    let is_unsynced = || {
+        let (opened, stat) = Disk::default().open(&file).unwrap();
+        match super::log::Log::read(&Disk::default(), opened, stat, 0).unwrap() {
+            super::log::Reading::Sound(log) => log.unsynced.is_some(),
+            _ => panic!("damaged"),
+        }
+    };
+    assert!(is_unsynced());
+    // What a closing would do is not done by who was killed.
+    std::mem::forget(killed);
+    let durable = open(folder.path());
+    set(&durable, "b", "w", 2).await.unwrap();
+    assert!(!is_unsynced(), "a power loss would take what was acknowledged as safe from it");
+    assert_eq!(read(&durable, "a").await.unwrap().as_deref(), Some("v"));
+}
+
+fn rewrite(backend: &JsonlBackend) {
+    let shard = &backend.shards[0];
+    let _lock = shard.lock("put").unwrap();
+    let mut state = shard.state();
+    shard.rewrite(&mut state, "put").unwrap();
+}
+
+/// A file that was rewritten with two entries, of which the first was removed then; and where the entries end.
+async fn removed_after_rewriting(folder: &Path) -> (PathBuf, Vec<u8>, usize) {
+    let backend = open(folder);
+    set(&backend, "a", &"removed ".repeat(20), 1).await.unwrap();
+    set(&backend, "b", &"kept ".repeat(20), 2).await.unwrap();
+    rewrite(&backend);
+    let file = super::shard_path(folder, 0, 1);
+    let kept_end = fs::metadata(&file).unwrap().len() as usize;
+    backend.remove(&key("a")).await.unwrap();
+    backend.close().await.unwrap();
+    let bytes = fs::read(&file).unwrap();
+    (file, bytes, kept_end)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removal_that_is_damaged_along_with_a_kept_entry_stays_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, sound, kept_end) = removed_after_rewriting(folder.path()).await;
+    for before in 1..30 {
+        let mut bytes = sound.clone();
+        bytes[kept_end - before..kept_end + 60].fill(0);
+        fs::write(&file, bytes).unwrap();
+        let backend = open(folder.path());
+        assert_eq!(read(&backend, "a").await.unwrap(), None, "{before} bytes before the removal");
+        backend.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_was_cut_within_what_was_kept_brings_nothing_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, sound, kept_end) = removed_after_rewriting(folder.path()).await;
+    for cut in [kept_end - 1, kept_end - 50] {
+        fs::write(&file, &sound[..cut]).unwrap();
+        let backend = open(folder.path());
+        assert_eq!(read(&backend, "a").await.unwrap(), None, "cut at {cut} of {kept_end}");
+        assert!(backend.notes().iter().any(|note| note.contains("cut short")), "{:?}", backend.notes());
+        backend.close().await.unwrap();
+    }
+}
+
+/// The rename is there and its sync failed: the name may not be on the disk, so nothing is acknowledged behind it
+/// before it was written anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rewriting_whose_name_could_not_be_synced_is_done_again() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = tempfile::tempdir().unwrap();
+    let faults = Faults::default();
+    let disk = Disk { faults: faults.clone() };
+    let backend = JsonlBackend::open_on(options(folder.path()), disk).unwrap();
+    set(&backend, "a", "v", 1).await.unwrap();
+    let file = super::shard_path(folder.path(), 0, 1);
+    let inode = || fs::metadata(&file).unwrap().ino();
+    let mut met = 0;
+    for step in 1..20 {
+        let before = inode();
+        let failed = {
+            let shard = &backend.shards[0];
+            let _lock = shard.lock("put").unwrap();
+            let mut state = shard.state();
+            shard.follow_locked(&mut state, "put").unwrap();
+            faults.plan(step, Fault::Errno(libc::EIO), false);
+            shard.rewrite(&mut state, "put").is_err()
+        };
+        faults.heal();
+        let renamed = inode();
+        set(&backend, "a", "v", 1 + step).await.unwrap();
+        if failed && renamed != before {
+            assert_ne!(inode(), renamed, "step {step}");
+            met += 1;
+        }
+    }
+    assert_eq!(met, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_timeout_may_be_never() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = JsonlOptions { busy_timeout: std::time::Duration::MAX, ..options(folder.path()) };
+    let backend = JsonlBackend::open_blocking(options).unwrap();
+    assert_eq!(set(&backend, "a", "v", 1).await.unwrap(), PutOutcome::Stored);
+}

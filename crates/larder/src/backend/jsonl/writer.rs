@@ -116,6 +116,11 @@ impl Writer {
         {
             self.announce_unsynced(log, operation)?;
         }
+        if self.durability == Durability::Power && log.unsynced.is_some() {
+            // Somebody with less durability was killed here. What this group is told survives a power loss only if
+            // the file is trusted after one.
+            self.announce_synced(log, operation)?;
+        }
         let mut lines = Vec::new();
         let mut results = Vec::with_capacity(group.len());
         let mut ends = Vec::with_capacity(group.len());
@@ -173,6 +178,19 @@ impl Writer {
         Ok(())
     }
 
+    /// Syncs all lines, and then says so.
+    fn announce_synced(&self, log: &mut Log, operation: &'static str) -> Result<()> {
+        self.shard.disk.sync(&log.file).map_err(|error| {
+            // A second sync might succeed without what the first one could not write.
+            self.shard.is_doubtful.store(true, Ordering::SeqCst);
+            io_error(operation, error)
+        })?;
+        let line = log.line(Op::Synced, log.prev());
+        self.append_synced(log, &line, operation)?;
+        log.unsynced = None;
+        Ok(())
+    }
+
     fn append_synced(&self, log: &mut Log, line: &Line<'_>, operation: &'static str) -> Result<()> {
         let mut bytes = Vec::new();
         line.write(&mut bytes);
@@ -202,11 +220,7 @@ impl Writer {
             return Ok(());
         }
         let log = self.shard.follow_locked(&mut state, "close")?;
-        self.shard.disk.sync(&log.file).map_err(|error| io_error("close", error))?;
-        let line = log.line(Op::Synced, log.prev());
-        self.append_synced(log, &line, "close")?;
-        log.unsynced = None;
-        Ok(())
+        self.announce_synced(log, "close")
     }
 }
 

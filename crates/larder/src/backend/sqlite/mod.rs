@@ -22,7 +22,7 @@ mod writer;
 #[cfg(test)]
 mod refusals;
 
-use super::queue::{Queue, lost};
+use super::queue::{BUSY_TIMEOUT_MAX, Queue, lost};
 use super::{
     Backend, Capabilities, Durability, Mark, Page, Put, PutOutcome, Quarantined, Read, Removed, Scan, Ticket,
     Usage,
@@ -187,6 +187,7 @@ impl SqliteBackend {
             busy_timeout,
             markers_max,
         } = options;
+        let busy_timeout = busy_timeout.min(BUSY_TIMEOUT_MAX);
         let file = Arc::new(DataFile::new(path, durability, busy_timeout, clock.clone()));
         let conn = Some(file.open_writer()?);
         let writes = Arc::new(Queue::new(NAME, busy_timeout));

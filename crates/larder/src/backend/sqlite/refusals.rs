@@ -236,3 +236,26 @@ mod inline {
         assert_eq!(backend.get(&key("k")).await.unwrap_err().kind(), ErrorKind::Closed);
     }
 }
+
+/// What a killed process left unsynced must not cost, after a power loss, what was acknowledged as safe from one
+/// since.
+#[tokio::test]
+async fn a_durable_write_after_an_unsynced_one_makes_the_file_trusted() {
+    let (folder, killed) = open(|options| {
+        options.durability = crate::backend::Durability::Process;
+        options.busy_timeout = Duration::MAX;
+    })
+    .await;
+    killed.put(put_of(&killed, "a", "v").await).await.unwrap();
+    let path = folder.path().join("cache.db");
+    let is_unsynced = || {
+        let db = rusqlite::Connection::open(&path).unwrap();
+        db.query_row("SELECT unsynced FROM store", [], |row| row.get::<_, bool>(0)).unwrap()
+    };
+    assert!(is_unsynced());
+    // What a closing would do is not done by who was killed.
+    std::mem::forget(killed);
+    let durable = SqliteBackend::open(SqliteOptions::new(&path)).await.unwrap();
+    durable.put(put_of(&durable, "b", "w").await).await.unwrap();
+    assert!(!is_unsynced(), "a power loss would take what was acknowledged as safe from it");
+}

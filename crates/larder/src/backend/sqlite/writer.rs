@@ -224,6 +224,13 @@ impl Writer {
             self.announce_unsynced(db)?;
             store = Store::load(db, now_ms)?;
         }
+        if self.durability == Durability::Power && store.state.unsynced {
+            // Somebody with less durability was killed here. This commit makes all before it durable, too; without
+            // this, the next power loss would take what it acknowledges.
+            drop(store);
+            db.execute("UPDATE store SET unsynced = 0", [])?;
+            store = Store::load(db, now_ms)?;
+        }
         let before = store.state;
         let mut results = Vec::with_capacity(group.len());
         for queued in group {
