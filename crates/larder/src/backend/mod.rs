@@ -16,11 +16,15 @@ use std::fmt;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod memory;
+#[cfg(all(feature = "redis", not(larder_shuttle)))]
+mod redis;
 #[cfg(feature = "registry")]
 mod registry;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+#[cfg(all(feature = "redis", not(larder_shuttle)))]
+pub use self::redis::{RedisBackend, RedisOptions};
 pub use memory::{MemoryBackend, MemoryOptions};
 #[cfg(feature = "registry")]
 pub use registry::{Needs, Registry};

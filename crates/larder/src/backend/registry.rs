@@ -47,7 +47,8 @@ impl Registry {
         Self::default()
     }
 
-    /// A registry of the backends that are compiled in: `memory`, and with the feature of that name `sqlite`.
+    /// A registry of the backends that are compiled in: `memory`, and with the features of that name
+    /// `sqlite` and `redis`.
     pub fn with_defaults() -> Self {
         let mut registry = Registry::new();
         registry.register("memory", |options: MemoryOptions, clock| {
@@ -57,6 +58,11 @@ impl Registry {
         registry.register("sqlite", |options: super::SqliteOptions, clock| {
             let options = super::SqliteOptions { clock: clock.clone(), ..options };
             Ok(Arc::new(super::SqliteBackend::open_blocking(options)?))
+        });
+        #[cfg(all(feature = "redis", not(larder_shuttle)))]
+        registry.register("redis", |options: super::RedisOptions, clock| {
+            let options = super::RedisOptions { clock: clock.clone(), ..options };
+            Ok(Arc::new(super::RedisBackend::new(options)?))
         });
         registry
     }
