@@ -131,7 +131,7 @@ async fn raw(
     count: usize,
     is_put: bool,
 ) {
-    let body = vec![7; VALUE_BYTES];
+    let body = vec![7_u8; VALUE_BYTES];
     for i in 0..count {
         let name = &names[(caller * 977 + i * 31) % KEYS].as_bytes()[..];
         if is_put {

@@ -162,4 +162,16 @@ mod tests {
         let sqlite = Registry::with_defaults().open("sqlite", settings, needs, &Clock::system()).unwrap();
         assert_eq!(sqlite.name(), "sqlite");
     }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn redis_is_opened_from_settings_without_a_server() {
+        let registry = Registry::with_defaults();
+        let open = |settings| registry.open("redis", settings, Needs::default(), &Clock::system());
+        assert_eq!(open(json!({ "url": "redis://:secret@h", "shards": 4 })).unwrap().name(), "redis");
+        for settings in [json!({ "url": "redis://:secret@h", "shards": 0 }), json!({ "url": ":secret@h" })] {
+            let error = open(settings).unwrap_err();
+            assert!(error.kind() == ErrorKind::Config && !error.to_string().contains("secret"), "{error}");
+        }
+    }
 }

@@ -24,6 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::guard::GuardOptions;
 use crate::key::{EntryKey, Namespace, Pattern};
 use crate::stamp::Stamp;
+use crate::tier::before;
 use async_trait::async_trait;
 use batch::{array, number, parse_ticket};
 use bytes::Bytes;
@@ -37,6 +38,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// Largest envelope, in bytes: Redis' own limit of a string is 512 MiB.
 const SEALED_BYTES_MAX: usize = 256 << 20;
@@ -46,6 +48,9 @@ const STEPS_MAX: usize = 256;
 const TTL_MS_MAX: u64 = 100 * 365 * 24 * 60 * 60 * 1000;
 /// How long a store stays known as registered. It is registered again then, in case the register was flushed.
 const REGISTERED_MS: u64 = 60_000;
+/// How long registering may hold a set up, and after how long it is tried again if it fails.
+const REGISTERING_MAX: Duration = Duration::from_millis(250);
+const REGISTER_AGAIN_MS: u64 = 1000;
 /// Most stores known as registered; beyond, all are registered again.
 const REGISTERED_MAX: usize = 65_536;
 
@@ -53,7 +58,8 @@ const REGISTERED_MAX: usize = 65_536;
 ///
 /// It connects with the first call, and again whenever it has to: a server that is down is an error of the
 /// call, never of the start. What Redis keeps is a cache: after a restart of the server, with or without its
-/// data, everything in it is invalid, because a removal may be missing.
+/// data, everything in it is invalid, because a removal may be missing. The connection lives on the runtime of
+/// the first call, which needs I/O and time enabled, and moves to another when that one ends.
 ///
 /// # Cancellation
 /// A call whose future is dropped before it was sent is never sent. Later, a write takes effect whole or not
@@ -65,7 +71,7 @@ pub struct RedisBackend {
     expiry_slack_ms: u64,
     markers_max: u32,
     clock: Clock,
-    /// Stores that were written into the register, and when.
+    /// Stores that are in the register, and until when that is believed.
     registered: Mutex<HashMap<Store, u64>>,
     /// Where the next sweep begins.
     sweep_server: AtomicUsize,
@@ -185,13 +191,15 @@ impl RedisBackend {
         Ok(marked)
     }
 
-    /// Writes a store that is about to hold a set into the register, unless it was lately.
-    async fn register(&self, store: &Store) -> Result<(), Failure> {
+    /// Writes a store that is about to hold a set into the register, unless it was lately. What fails is tried
+    /// again a second later: the register may be on another node than the store, and only serves
+    /// [`last_stamp`](Backend::last_stamp).
+    async fn register(&self, store: &Store) {
         let now_ms = self.clock.mono_ms();
         {
             let registered = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
-            if registered.get(store).is_some_and(|at| now_ms.saturating_sub(*at) < REGISTERED_MS) {
-                return Ok(());
+            if registered.get(store).is_some_and(|until| now_ms < *until) {
+                return;
             }
         }
         let name = self.register_name();
@@ -200,13 +208,14 @@ impl RedisBackend {
             add.arg(&name).arg(store.tag());
             Step::Plain(add)
         };
-        self.router.run(layout::slot(name.as_bytes()), step).await?;
+        let added = self.router.run(layout::slot(name.as_bytes()), step);
+        let added = before(&Clock::system(), REGISTERING_MAX, added).await;
+        let lasts_ms = if matches!(added, Some(Ok(_))) { REGISTERED_MS } else { REGISTER_AGAIN_MS };
         let mut registered = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
         if registered.len() >= REGISTERED_MAX {
             registered.clear();
         }
-        registered.insert(store.clone(), now_ms);
-        Ok(())
+        registered.insert(store.clone(), now_ms.saturating_add(lasts_ms));
     }
 
     fn register_name(&self) -> String {
@@ -303,7 +312,7 @@ impl Backend for RedisBackend {
         let fail = |failure: Failure| failure.into_error("put");
         let store = self.store(&put.key);
         if put.meta.kind == EntryKind::Set {
-            self.register(&store).await.map_err(fail)?;
+            self.register(&store).await;
         }
         let step = self.put_step(&put)?;
         put_outcome(&self.router.run(store.slot(), || step.clone()).await.map_err(fail)?)
@@ -313,15 +322,10 @@ impl Backend for RedisBackend {
         let mut steps = Vec::with_capacity(puts.len());
         for put in &puts {
             let store = self.store(&put.key);
-            let registered = match put.meta.kind {
-                EntryKind::Set => self.register(&store).await,
-                EntryKind::Load => Ok(()),
-            };
-            let step = match registered {
-                Ok(()) => self.put_step(put).map(|step| (store.slot(), step)),
-                Err(failure) => Err(failure.into_error("put")),
-            };
-            steps.push(step);
+            if put.meta.kind == EntryKind::Set {
+                self.register(&store).await;
+            }
+            steps.push(self.put_step(put).map(|step| (store.slot(), step)));
         }
         let results = self.run_all(steps, "put").await;
         results.into_iter().map(|reply| put_outcome(&reply?)).collect()

@@ -6,6 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use redis::{ConnectionInfo, IntoConnectionInfo};
 use serde::Deserialize;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The settings of a [`RedisBackend`](super::RedisBackend).
@@ -26,6 +27,9 @@ pub struct RedisOptions {
     /// The name under which sentinels know the master. `None`, the default: `url` is the server itself.
     #[serde(default)]
     pub sentinel_master: Option<String>,
+    /// For `rediss://`: a PEM file of certificates to trust instead of the operating system's. `None` by default.
+    #[serde(default)]
+    pub tls_root: Option<PathBuf>,
     /// What all keys begin with, 1 to 64 of `A-Z a-z 0-9 _ - .`. `larder` by default.
     #[serde(default = "prefix")]
     pub prefix: String,
@@ -95,6 +99,7 @@ impl RedisOptions {
             more_urls: Vec::new(),
             cluster: false,
             sentinel_master: None,
+            tls_root: None,
             prefix: prefix(),
             shards: shards(),
             batch_max: batch_max(),
@@ -132,8 +137,29 @@ impl RedisOptions {
         if self.cluster && self.sentinel_master.is_some() {
             return refuse("cluster and sentinel_master exclude each other".to_owned());
         }
-        [&self.url].into_iter().chain(&self.more_urls).map(|url| parse_url(url)).collect()
+        let root = self.tls_root.as_ref().map(|path| {
+            std::fs::read(path).or_else(|error| refuse(format!("tls_root {}: {error}", path.display())))
+        });
+        let root = root.transpose()?;
+        let urls = [&self.url].into_iter().chain(&self.more_urls);
+        urls.map(|url| trust(parse_url(url)?, root.as_deref())).collect()
     }
+}
+
+/// The connection with a certificate of the user's at its root.
+#[cfg(feature = "redis-tls")]
+fn trust(info: ConnectionInfo, root: Option<&[u8]>) -> Result<ConnectionInfo> {
+    let (Some(root), redis::ConnectionAddr::TcpTls { .. }) = (root, info.addr()) else { return Ok(info) };
+    let certificates = redis::TlsCertificates { client_tls: None, root_cert: Some(root.to_vec()) };
+    match redis::Client::build_with_tls(info, certificates) {
+        Ok(client) => Ok(client.get_connection_info().clone()),
+        Err(_) => refuse("tls_root is no PEM file of certificates".to_owned()),
+    }
+}
+
+#[cfg(not(feature = "redis-tls"))]
+fn trust(info: ConnectionInfo, _: Option<&[u8]>) -> Result<ConnectionInfo> {
+    Ok(info)
 }
 
 fn parse_url(url: &str) -> Result<ConnectionInfo> {

@@ -122,6 +122,7 @@ impl Router {
     pub(super) async fn links(&self) -> Result<Vec<Arc<Link>>, Failure> {
         match &self.servers {
             Servers::One(_) => Ok(vec![self.link(0).await?]),
+            Servers::Cluster { .. } if self.is_closed() => Err(Failure::Closed),
             Servers::Cluster { .. } => {
                 Ok(self.slot_map().await?.masters.iter().map(|(_, link)| link.clone()).collect())
             }

@@ -288,9 +288,15 @@ impl RedisBackend {
             let mut tags = redis::cmd("GETRANGE");
             tags.arg(&looked.met.name).arg(HEAD_BYTES).arg(HEAD_BYTES + looked.head.tags_bytes - 1);
             let Value::BulkString(tags) = link.command(tags).await? else { continue };
+            let tags = decode_tags(&tags);
+            if tags.is_empty() {
+                // Gone meanwhile.
+                looked.is_valid = false;
+                continue;
+            }
             let mut markers = redis::cmd("HMGET");
             markers.arg(looked.met.store.meta());
-            for tag in decode_tags(&tags) {
+            for tag in tags {
                 markers.arg([b"t", tag].concat());
             }
             let markers = array(link.command(markers).await?)?;
