@@ -261,15 +261,20 @@ impl RedisBackend {
 }
 
 fn put_outcome(reply: &Value) -> Result<PutOutcome> {
-    let parts: &[Value] = if let Value::Array(parts) = reply { parts } else { &[] };
-    match parts {
-        [Value::BulkString(word)] if word == b"S" => Ok(PutOutcome::Stored),
-        [Value::BulkString(word)] if word == b"F" => Ok(PutOutcome::Fenced),
-        [Value::BulkString(word), Value::BulkString(stamp)] if word == b"O" && stamp.len() == 12 => {
-            Ok(PutOutcome::Older(Stamp::from_bytes(stamp[..].try_into().expect("12 bytes"))))
+    match reply {
+        Value::BulkString(word) if word == b"S" => return Ok(PutOutcome::Stored),
+        Value::BulkString(word) if word == b"F" => return Ok(PutOutcome::Fenced),
+        Value::Array(parts) => {
+            if let [Value::BulkString(word), Value::BulkString(stamp)] = &parts[..]
+                && word == b"O"
+                && let Ok(stamp) = stamp[..].try_into()
+            {
+                return Ok(PutOutcome::Older(Stamp::from_bytes(stamp)));
+            }
         }
-        _ => Err(Failure::Nonsense("the script's answer was not understood").into_error("put")),
+        _ => {}
     }
+    Err(Failure::Nonsense("the script's answer was not understood").into_error("put"))
 }
 
 fn removed(reply: &Value) -> Removed {

@@ -15,6 +15,9 @@ pub(super) enum Script {
     Drop,
 }
 
+/// Where a script wants the shared functions. Lua makes them anew at each call, so none has them that needs none.
+const FUNCTIONS: &str = "--:functions\n";
+
 struct Loaded {
     code: String,
     sha: String,
@@ -31,7 +34,8 @@ static LOADED: LazyLock<[Loaded; 6]> = LazyLock::new(|| {
         include_str!("scripts/drop.lua"),
     ];
     BODIES.map(|body| {
-        let code = format!("{}{body}", include_str!("scripts/prelude.lua"));
+        let body = body.replace(FUNCTIONS, include_str!("scripts/functions.lua"));
+        let code = format!("{}{body}", include_str!("scripts/begin.lua"));
         let sha = redis::Script::new(&code).get_hash().to_owned();
         Loaded { code, sha }
     })

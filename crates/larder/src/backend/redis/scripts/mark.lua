@@ -1,5 +1,6 @@
 -- ARGV: 't' (tag), 'c' (clear), 'f' (floor: refuses older writes, keeps entries) or 'p' (a pattern was removed);
 -- the tag or pattern; most markers.
+--:functions
 local kind, name, most = ARGV[5], ARGV[6], tonumber(ARGV[7])
 -- First, and of no effect: a full server lets a script go on that has written what needs no memory.
 redis.call('HDEL', m, '-')

@@ -2,7 +2,33 @@
 -- hex, and the entry without its position: kind 1, incarnation 8, stamp 12, gone at 8, bytes of tags 2, tags,
 -- envelope.
 local began, stripe, keep, rest = tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[9]
-local is_set = string.sub(rest, 1, 1) == 's'
+local is_set = string.byte(rest) == 115
+local fences = redis.call('HMGET', m, 'r' .. stripe, 's' .. stripe, 'c', 'f', 'mp', 'ls')
+local is_removed = string.sub(rest, 2, 9) ~= inc or tonumber(fences[1] or 0) > began
+  or tonumber(fences[3] or 0) > began or tonumber(fences[4] or 0) > began
+local is_set_since = tonumber(fences[2] or 0) > began
+local tags_bytes = struct.unpack('>I2', rest, 30)
+local needs_markers = tags_bytes > 0 and tonumber(fences[5] or 0) > began
+
+local function store()
+  local entry = struct.pack('>I8', tonumber(pos)) .. rest
+  if keep == '' then
+    redis.call('SET', e, entry)
+  elseif keep == '0' then
+    redis.call('DEL', e)
+  else
+    redis.call('SET', e, entry, 'PX', keep)
+  end
+  return 'S'
+end
+
+-- Most loads end here: making the functions below takes as long as all of the above.
+if not is_set then
+  if is_removed or is_set_since then return 'F' end
+  if not needs_markers then return store() end
+end
+--:functions
+
 local s1, s2, s3 = struct.unpack('>I4I4I4', rest, 10)
 local function is_before(a1, a2, a3, b1, b2, b3)
   if a1 ~= b1 then return a1 < b1 end
@@ -18,17 +44,8 @@ if rival then
   if not is_before(r1, r2, r3, s1, s2, s3) then return { 'O', string.sub(rival, 18, 29) } end
 end
 
-local fences = redis.call('HMGET', m, 'r' .. stripe, 's' .. stripe, 'c', 'f', 'mp', 'ls')
-local function is_after(field)
-  return tonumber(fences[field] or 0) > began
-end
-local is_fenced = string.sub(rest, 2, 9) ~= inc or is_after(1) or is_after(3) or is_after(4)
-  or (is_after(2) and not rival)
-if not is_fenced and is_after(5) then
-  local tags_bytes = struct.unpack('>I2', rest, 30)
-  is_fenced = marked_after(string.sub(rest, 32, 31 + tags_bytes), began)
-end
-if is_fenced then
+if is_removed or (is_set_since and not rival)
+  or (needs_markers and marked_after(string.sub(rest, 32, 31 + tags_bytes), began)) then
   if is_set then
     -- First: a full server lets a script go on that has written what needs no memory.
     redis.call('DEL', e)
@@ -36,7 +53,7 @@ if is_fenced then
     redis.call('HSET', m, 'r' .. stripe, pos)
     log('r', entry_name(), '')
   end
-  return { 'F' }
+  return 'F'
 end
 if is_set then
   advance()
@@ -52,12 +69,4 @@ if is_set then
   end
   log('s', entry_name(), ARGV[8])
 end
-local entry = struct.pack('>I8', tonumber(pos)) .. rest
-if keep == '' then
-  redis.call('SET', e, entry)
-elseif keep == '0' then
-  redis.call('DEL', e)
-else
-  redis.call('SET', e, entry, 'PX', keep)
-end
-return { 'S' }
+return store()

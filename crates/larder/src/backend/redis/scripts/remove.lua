@@ -1,4 +1,5 @@
 -- ARGV: the stripe.
+--:functions
 local was_valid = valid_head() and 1 or 0
 -- First: a full server lets a script go on that has written what needs no memory, and a removal must pass.
 redis.call('DEL', e)
