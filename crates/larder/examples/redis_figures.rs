@@ -3,6 +3,8 @@
 //!
 //! `cargo run --release -p larder --features redis --example redis_figures`
 
+#![allow(clippy::print_stdout, reason = "its output is the point")]
+
 use bytes::Bytes;
 use larder::backend::{Backend, Put, RedisBackend, RedisOptions};
 use larder::clock::NEVER_MS;

@@ -62,8 +62,8 @@ async fn until_read(backend: &RedisBackend, name: &str) -> Result<Bytes, Miss> {
     }
 }
 
-fn limited<T>(test: impl Future<Output = T>) -> impl Future<Output = T> {
-    async { tokio::time::timeout(Duration::from_secs(60), test).await.expect("nobody hangs") }
+async fn limited<T>(test: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), test).await.expect("nobody hangs")
 }
 
 /// What must hold after the server may have forgotten a removal: nothing of before is served, no write that
@@ -348,14 +348,14 @@ async fn two_nodes_race_removals_against_loads() {
         let backend = if task % 2 == 0 { loader.clone() } else { remover.clone() };
         let (source, removed) = (source.clone(), removed.clone());
         tasks.push(tokio::spawn(async move {
-            let mut random = fastrand_like(task);
+            let mut random = xorshift(task);
             let mut hits = 0;
             for _ in 0..3000 {
                 let i = (random() % 8) as usize;
                 let name = format!("k{i}");
-                if task % 3 == 0 && random() % 4 == 0 {
+                if task % 3 == 0 && random() & 3 == 0 {
                     let version = source[i].fetch_add(1, SeqCst) + 1;
-                    if random() % 8 == 0 {
+                    if random() & 7 == 0 {
                         backend.mark(&Namespace::default(), &Mark::Clear).await.unwrap();
                     } else {
                         backend.remove(&key(&name)).await.unwrap();
@@ -387,7 +387,7 @@ async fn two_nodes_race_removals_against_loads() {
     assert!(hits > 500, "{hits}: the race is worth something only if values are found");
 }
 
-fn fastrand_like(seed: u64) -> impl FnMut() -> u64 {
+fn xorshift(seed: u64) -> impl FnMut() -> u64 {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
     move || {
         state ^= state << 13;

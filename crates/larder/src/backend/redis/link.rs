@@ -231,7 +231,7 @@ async fn connect(target: &Target, settings: &LinkSettings) -> Result<Connected, 
         match target {
             Target::Server(info) => handshake(info, settings).await,
             Target::Sentinels { sentinels, master, server } => {
-                let address = ask_sentinels(sentinels, master).await?;
+                let address = ask_sentinels(sentinels, master, limit).await?;
                 handshake(&address.set_redis_settings(server.clone()), settings).await
             }
         }
@@ -291,7 +291,13 @@ pub(super) fn info_field(section: Value, field: &str) -> Result<Option<String>, 
 }
 
 /// The master's address, from the first sentinel that knows it.
-async fn ask_sentinels(sentinels: &[ConnectionInfo], master: &str) -> Result<ConnectionInfo, Failure> {
+async fn ask_sentinels(
+    sentinels: &[ConnectionInfo],
+    master: &str,
+    limit: Duration,
+) -> Result<ConnectionInfo, Failure> {
+    // One that is frozen must not keep the others from being asked, nor the master from being greeted.
+    let share = limit / (sentinels.len() as u32 + 1);
     let mut last = Failure::Nonsense("no sentinel knows the master");
     for sentinel in sentinels {
         let anonymous = sentinel.clone().set_redis_settings(RedisConnectionInfo::default());
@@ -301,7 +307,7 @@ async fn ask_sentinels(sentinels: &[ConnectionInfo], master: &str) -> Result<Con
             ask.arg("get-master-addr-by-name").arg(master);
             connection.send_packed_command(&ask).await.map_err(Failure::Connection)
         };
-        match asked.await {
+        match tokio::time::timeout(share, asked).await.unwrap_or(Err(Failure::TimedOut(share))) {
             Ok(Value::Array(parts)) => {
                 if let [Value::BulkString(host), Value::BulkString(port)] = &parts[..]
                     && let Ok(port) = String::from_utf8_lossy(port).parse()

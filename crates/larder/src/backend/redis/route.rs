@@ -6,14 +6,19 @@ use super::fault::Failure;
 use super::layout::{SLOTS, Store};
 use super::link::{Link, LinkSettings, Replies, Step, Target, same_kind};
 use crate::backend::Read;
+use crate::clock::Clock;
 use crate::key::EntryKey;
+use crate::tier::before;
 use redis::{ConnectionInfo, Value};
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+/// How long a node may take to say which slots there are, before the next one is asked.
+const ASKING_MAX: Duration = Duration::from_millis(300);
 /// How often a request follows a slot that moves.
 const MOVES_MAX: usize = 3;
 
@@ -206,8 +211,11 @@ impl Router {
         for link in known_links.chain(seed_links) {
             let mut ask = redis::cmd("CLUSTER");
             ask.arg("SLOTS");
-            let learned =
-                link.command(ask).await.and_then(|slots| self.parse_slots(slots, &seeds[0], &masters));
+            // A node that is frozen must not keep the others from being asked.
+            let answer = before(&Clock::system(), ASKING_MAX, link.command(ask)).await;
+            let learned = answer
+                .unwrap_or(Err(Failure::TimedOut(ASKING_MAX)))
+                .and_then(|slots| self.parse_slots(slots, &seeds[0], &masters));
             match learned {
                 Ok(learned) => {
                     let learned = Arc::new(learned);
