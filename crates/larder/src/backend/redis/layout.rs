@@ -234,8 +234,9 @@ mod tests {
             assert_eq!(parse_entry_name(prefix, &store.meta()), None);
             assert_eq!(parse_entry_name("other", &store.meta()), None);
         }
-        for cut in 0..30 {
-            parse_entry_name("p", &b"{p:n:0}e:\x05some key of a test"[..cut]);
+        let name = b"{p:n:0}e:\x05some key of a test";
+        for cut in 0..=name.len() {
+            assert_eq!(parse_entry_name("p", &name[..cut]).is_some(), cut > 9, "{cut}");
         }
     }
 
