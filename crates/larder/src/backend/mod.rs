@@ -25,11 +25,15 @@ mod memory;
 mod quarantine;
 #[cfg(any(feature = "sqlite", all(any(feature = "files", feature = "jsonl"), unix)))]
 mod queue;
+#[cfg(all(feature = "redis", not(larder_shuttle)))]
+mod redis;
 #[cfg(feature = "registry")]
 mod registry;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+#[cfg(all(feature = "redis", not(larder_shuttle)))]
+pub use self::redis::{RedisBackend, RedisOptions};
 #[cfg(any(feature = "sqlite", all(any(feature = "files", feature = "jsonl"), unix)))]
 pub use durability::Durability;
 #[cfg(any(feature = "sqlite", all(feature = "files", unix)))]

@@ -48,7 +48,7 @@ impl Registry {
     }
 
     /// A registry of the backends that are compiled in: `memory`, and with the features of those names
-    /// `sqlite`, `files` and `jsonl`.
+    /// `sqlite`, `files`, `jsonl` and `redis`.
     pub fn with_defaults() -> Self {
         let mut registry = Registry::new();
         registry.register("memory", |options: MemoryOptions, clock| {
@@ -68,6 +68,11 @@ impl Registry {
         registry.register("jsonl", |options: super::JsonlOptions, clock| {
             let options = super::JsonlOptions { clock: clock.clone(), ..options };
             Ok(Arc::new(super::JsonlBackend::open_blocking(options)?))
+        });
+        #[cfg(all(feature = "redis", not(larder_shuttle)))]
+        registry.register("redis", |options: super::RedisOptions, clock| {
+            let options = super::RedisOptions { clock: clock.clone(), ..options };
+            Ok(Arc::new(super::RedisBackend::new(options)?))
         });
         registry
     }
@@ -177,5 +182,17 @@ mod tests {
         let needs = Needs { durable: true, scan: true };
         let sqlite = Registry::with_defaults().open("sqlite", settings, needs, &Clock::system()).unwrap();
         assert_eq!(sqlite.name(), "sqlite");
+    }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn redis_is_opened_from_settings_without_a_server() {
+        let registry = Registry::with_defaults();
+        let open = |settings| registry.open("redis", settings, Needs::default(), &Clock::system());
+        assert_eq!(open(json!({ "url": "redis://:secret@h", "shards": 4 })).unwrap().name(), "redis");
+        for settings in [json!({ "url": "redis://:secret@h", "shards": 0 }), json!({ "url": ":secret@h" })] {
+            let error = open(settings).unwrap_err();
+            assert!(error.kind() == ErrorKind::Config && !error.to_string().contains("secret"), "{error}");
+        }
     }
 }
