@@ -135,10 +135,7 @@ impl SecretStore {
 
     /// The same store over another view of its cache: of a namespace, or a tenant.
     #[must_use]
-    pub fn with_view(
-        &self,
-        view: impl FnOnce(&Cache<String, Secret>) -> Cache<String, Secret>,
-    ) -> Self {
+    pub fn with_view(&self, view: impl FnOnce(&Cache<String, Secret>) -> Cache<String, Secret>) -> Self {
         SecretStore { state: self.state.with_view(view) }
     }
 

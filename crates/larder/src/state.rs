@@ -98,9 +98,8 @@ impl<V: Value + Serialize + DeserializeOwned> StateStore<V> {
     pub async fn set_for(&self, name: &str, value: V, ttl: Duration) -> Result<()> {
         check_name(name)?;
         let options = self.options.clone().ttl(ttl);
-        let not_stored = |why: &'static str| {
-            Err(Error::new(ErrorKind::Unavailable, "set").key(name).message(why))
-        };
+        let not_stored =
+            |why: &'static str| Err(Error::new(ErrorKind::Unavailable, "set").key(name).message(why));
         match self.cache.set_with(name.to_owned(), value, &options).await? {
             Written::Stored | Written::NotStored => Ok(()),
             // A later set is there, or removals got in between at every try.

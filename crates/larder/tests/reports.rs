@@ -136,9 +136,10 @@ async fn load_over_three_reports(builder: Builder<String, String>, report: Repor
     }
     go.send(()).unwrap();
     loading.await.unwrap().unwrap();
+    let found = cache.peek("a");
     // Its writes to the tiers go on after its answer.
     cache.close().await.unwrap();
-    cache.get("a").await
+    found
 }
 
 #[tokio::test]
