@@ -144,22 +144,24 @@ async fn load_over_three_reports(builder: Builder<String, String>, report: Repor
 
 #[tokio::test]
 async fn a_load_that_began_before_puts_nothing_back() {
-    let clock = ManualClock::new();
+    // Closing waits on the clock for what is under way.
+    let tiers_of = async |folder: &Path| -> Vec<Arc<dyn Backend>> {
+        let lines = JsonlBackend::open(JsonlOptions::new(folder.join("lines"))).await.unwrap();
+        let file = SqliteBackend::open(SqliteOptions::new(folder.join("cache.db"))).await.unwrap();
+        vec![Arc::new(lines) as Arc<dyn Backend>, Arc::new(file)]
+    };
+    let build = |tiers: &[Arc<dyn Backend>]| over(tiers, &ManualClock::new()).clock(Clock::system());
     for has_tiers in [true, false] {
         // The second time with good reports: the negative control.
         for (report, kept) in [(Report::bad(), 0), (Report::good(), 1)] {
             let folder = tempfile::tempdir().unwrap();
-            let tiers: Vec<Arc<dyn Backend>> = if has_tiers {
-                vec![jsonl(folder.path(), &clock).await, sqlite(folder.path(), &clock).await]
-            } else {
-                Vec::new()
-            };
-            let found = load_over_three_reports(over(&tiers, &clock), report).await;
+            let tiers: Vec<Arc<dyn Backend>> =
+                if has_tiers { tiers_of(folder.path()).await } else { Vec::new() };
+            let found = load_over_three_reports(build(&tiers), report).await;
             if has_tiers {
                 assert_eq!(rows(folder.path())[0], kept, "{found:?}");
-                let tiers: [Arc<dyn Backend>; 2] =
-                    [jsonl(folder.path(), &clock).await, sqlite(folder.path(), &clock).await];
-                let cache = over(&tiers, &clock).build().unwrap();
+                let tiers = tiers_of(folder.path()).await;
+                let cache = build(&tiers).build().unwrap();
                 assert_eq!(cache.get("a").await.is_some(), kept == 1);
             } else {
                 assert_eq!(found.is_some(), kept == 1);
