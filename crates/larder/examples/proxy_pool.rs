@@ -102,6 +102,7 @@ fn corrupt(folder: &Path) -> std::io::Result<usize> {
     Ok(corrupted)
 }
 
+/// Runs it step by step.
 #[tokio::main(flavor = "current_thread")]
 pub async fn main() -> Result<(), Failure> {
     let (inbox, folder) = (tempfile::tempdir()?, tempfile::tempdir()?);

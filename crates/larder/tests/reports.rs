@@ -175,7 +175,7 @@ async fn a_load_that_began_before_puts_nothing_back() {
 async fn no_report_outlives_its_entry() {
     let (folder, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let file = sqlite(folder.path(), &clock).await;
-    let cache = over(&[file.clone()], &clock).build().unwrap();
+    let cache = over(&[Arc::clone(&file) as Arc<dyn Backend>], &clock).build().unwrap();
     let fill = async || {
         let tagged = cache.options().tags(larder::entry::Tags::new(["all"]).unwrap());
         for key in ["a", "b", "c"] {
@@ -233,7 +233,7 @@ async fn what_the_file_has_no_room_for_goes_with_its_reports() {
         ..SqliteOptions::new(folder.path().join("cache.db"))
     };
     let file = Arc::new(SqliteBackend::open(options).await.unwrap());
-    let cache = over(&[file.clone()], &clock).build().unwrap();
+    let cache = over(&[Arc::clone(&file) as Arc<dyn Backend>], &clock).build().unwrap();
     for at in 0..100 {
         let key = format!("key {at}");
         cache.set(key.clone(), "value".into()).await.unwrap();
