@@ -5,7 +5,7 @@
 //! decodes a value and never decides freshness: only physical expiry.
 
 use crate::entry::Meta;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::guard::GuardOptions;
 use crate::key::{EntryKey, Namespace, Pattern};
 use crate::report::{self, Report};
@@ -346,7 +346,7 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 }
 
 fn keeps_no_reports(backend: &str, operation: &'static str) -> Error {
-    Error::new(ErrorKind::Unsupported, operation)
+    Error::new(crate::ErrorKind::Unsupported, operation)
         .backend(backend.to_owned())
         .message("it keeps no reports about entries")
 }
