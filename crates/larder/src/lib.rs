@@ -15,10 +15,14 @@ pub mod key;
 mod l1;
 pub mod options;
 pub mod pressure;
+pub mod report;
 pub mod request;
 mod rules;
 mod runtime;
+#[cfg(feature = "encryption")]
+pub mod secrets;
 pub mod stamp;
+pub mod state;
 mod stats;
 mod sync;
 pub mod tenant;

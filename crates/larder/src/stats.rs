@@ -53,6 +53,7 @@ pub(crate) enum Count {
     EvictedRemoved,
     EvictedInvalidated,
     EvictedTooLarge,
+    EvictedHealth,
     WriteBackDropped,
     TenantRefused,
 }
@@ -241,6 +242,8 @@ pub struct Evicted {
     pub invalidated: u64,
     /// Never admitted: heavier than the cache allows.
     pub too_large: u64,
+    /// Reported bad too often in a row.
+    pub health: u64,
 }
 
 /// What a tier below L1 counted.
@@ -308,6 +311,7 @@ impl Counters {
                 removed: total(Count::EvictedRemoved),
                 invalidated: total(Count::EvictedInvalidated),
                 too_large: total(Count::EvictedTooLarge),
+                health: total(Count::EvictedHealth),
             },
             ..Stats::default()
         }

@@ -11,6 +11,7 @@ use crate::envelope::Keyring;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guard::{BreakerMode, Call, Guard, GuardOptions, Priority, Repeat, Side, Stopped};
 use crate::key::{EntryKey, Namespace, Pattern};
+use crate::report::{self, Past, Query, Report};
 use crate::rules::{Rule, holds};
 use crate::stamp::Stamp;
 use crate::stats::TierStats;
@@ -428,6 +429,38 @@ impl Tier {
             return Err(Error::new(ErrorKind::Unavailable, "last_stamp").backend(self.name().to_owned()));
         }
         self.note(self.guard.call(self.reading("last_stamp"), || self.backend.last_stamp()).await)
+    }
+
+    /// Keeps a report. Never repeated: an attempt that was given up may have counted.
+    pub(crate) async fn report(&self, key: &EntryKey, report: &Report) -> Result<Option<u32>> {
+        self.check_not_aside("report")?;
+        let call = Call { repeat: Repeat::Never, ..self.writing("report") };
+        let answer = self.guard.call(call, || self.backend.report(key, report)).await;
+        if answer.is_err() {
+            self.counters.errors.fetch_add(1, Relaxed);
+        }
+        answer.map_err(|stopped| self.unwrap(stopped))
+    }
+
+    pub(crate) async fn history(&self, key: &EntryKey) -> Result<Vec<Past>> {
+        self.check_not_aside("history")?;
+        self.note(self.guard.call(self.reading("history"), || self.backend.history(key)).await)
+    }
+
+    pub(crate) async fn standings(&self, namespace: &Namespace, query: &Query) -> Result<report::Page> {
+        self.check_not_aside("standings")?;
+        let attempt = || self.backend.standings(namespace, query);
+        let answer = self.guard.call(self.scanning("standings"), attempt).await;
+        answer.map_err(|stopped| self.unwrap(stopped))
+    }
+
+    fn check_not_aside(&self, operation: &'static str) -> Result<()> {
+        if self.is_aside() {
+            return Err(Error::new(ErrorKind::Unavailable, operation)
+                .backend(self.name().to_owned())
+                .message("it is set aside"));
+        }
+        Ok(())
     }
 
     /// Frees some of what is expired or invalidated.

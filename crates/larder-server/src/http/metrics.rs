@@ -159,6 +159,7 @@ fn of_cache(text: &mut Text, stats: &Stats) {
             ("removed", evicted.removed),
             ("invalidated", evicted.invalidated),
             ("too_large", evicted.too_large),
+            ("health", evicted.health),
         ],
     );
     text.gauge("larder_l1_entries", "Entries in memory (L1).", stats.entries);

@@ -13,6 +13,7 @@ use crate::entry::{EntryKind, Meta};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Namespace, Pattern};
 use crate::l1::fence::Fences;
+use crate::report::{self, Past, Record, Report};
 use crate::rules::{Rule, holds};
 use crate::stamp::Stamp;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
@@ -84,6 +85,8 @@ struct Entry {
     arrival: u64,
     bytes: u64,
     was_read: bool,
+    /// Reports about it, once there are any.
+    reports: Option<Box<Record>>,
 }
 
 impl MemoryBackend {
@@ -150,12 +153,12 @@ impl MemoryBackend {
         }
         let guard = self.fences.lock(key.hash64());
         let mut shard = self.shard(&key);
+        let was_valid =
+            shard.entries.get(&key).is_some_and(|entry| self.why_invalid(&key, entry, now_ms).is_none());
         let valid_set = shard
             .entries
             .get(&key)
-            .filter(|entry| {
-                entry.meta.kind == EntryKind::Set && self.why_invalid(&key, entry, now_ms).is_none()
-            })
+            .filter(|entry| was_valid && entry.meta.kind == EntryKind::Set)
             .map(|entry| entry.meta.stamp);
         // Before the fences: a refused set acts as a removal, which a later set doesn't deserve.
         if meta.kind == EntryKind::Set
@@ -176,7 +179,10 @@ impl MemoryBackend {
             let mut last = self.last_stamp.lock();
             *last = (*last).max(Some(meta.stamp));
         }
-        shard.insert(key, Entry { sealed, meta, seen, arrival: 0, bytes, was_read: false });
+        let reports = shard.entries.get_mut(&key).and_then(|entry| entry.reports.take());
+        // They end with an entry that is not valid any more, even if its place is taken over.
+        let reports = if was_valid { reports } else { None };
+        shard.insert(key, Entry { sealed, meta, seen, arrival: 0, bytes, was_read: false, reports });
         shard.evict(self.shard_limits);
         Ok(PutOutcome::Stored)
     }
@@ -341,17 +347,8 @@ impl Backend for MemoryBackend {
 
     async fn scan(&self, scan: Scan<'_>) -> Result<Page> {
         self.check_open("scan")?;
-        let bad_cursor = || {
-            Error::new(ErrorKind::Config, "scan")
-                .backend(NAME)
-                .message("the cursor is not one of this backend's")
-        };
-        let after = match &scan.after {
-            None => None,
-            Some(Cursor(text)) => Some(u64::from_str_radix(text, 16).map_err(|_| bad_cursor())?),
-        };
+        let after = parse_cursor(scan.after.as_ref(), "scan")?;
         let now_ms = self.clock.wall_ms();
-        // All of a hash stay on one page, so that the hash alone says where to go on.
         let mut found: Vec<(u64, Listed)> = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock();
@@ -367,11 +364,8 @@ impl Backend for MemoryBackend {
                 }
             }
         }
-        found.sort_unstable_by_key(|(hash, _)| *hash);
-        let is_end = found.len() <= scan.limit.max(1);
-        found.truncate(scan.limit.max(1));
-        let next = if is_end { None } else { found.last().map(|(hash, _)| Cursor(format!("{hash:x}"))) };
-        Ok(Page { entries: found.into_iter().map(|(_, listed)| listed).collect(), next })
+        let (entries, next) = page_of(found, scan.limit);
+        Ok(Page { entries, next })
     }
 
     async fn namespaces(&self) -> Result<Vec<Namespace>> {
@@ -418,6 +412,56 @@ impl Backend for MemoryBackend {
         Ok(usage)
     }
 
+    fn keeps_reports(&self) -> bool {
+        true
+    }
+
+    async fn report(&self, key: &EntryKey, report: &Report) -> Result<Option<u32>> {
+        self.check_open("report")?;
+        let now_ms = self.clock.wall_ms();
+        let mut shard = self.shard(key);
+        let Some(entry) = shard.entries.get_mut(key) else { return Ok(None) };
+        if self.why_invalid(key, entry, now_ms).is_some() {
+            return Ok(None);
+        }
+        Ok(Some(entry.reports.get_or_insert_default().add(report, now_ms)))
+    }
+
+    async fn history(&self, key: &EntryKey) -> Result<Vec<Past>> {
+        self.check_open("history")?;
+        let now_ms = self.clock.wall_ms();
+        let shard = self.shard(key);
+        let entry = shard.entries.get(key).filter(|entry| self.why_invalid(key, entry, now_ms).is_none());
+        let record = entry.and_then(|entry| entry.reports.as_ref());
+        Ok(record.map_or(Vec::new(), |record| record.kept.iter().rev().cloned().collect()))
+    }
+
+    async fn standings(&self, namespace: &Namespace, query: &report::Query) -> Result<report::Page> {
+        self.check_open("standings")?;
+        let after = query.after.clone().map(Cursor);
+        let after = parse_cursor(after.as_ref(), "standings")?;
+        let now_ms = self.clock.wall_ms();
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            for (key, entry) in &shard.entries {
+                let Some(record) = &entry.reports else { continue };
+                if key.namespace() != namespace
+                    || after.is_some_and(|after| key.hash64() <= after)
+                    || self.why_invalid(key, entry, now_ms).is_some()
+                {
+                    continue;
+                }
+                let standing = record.standing(key);
+                if query.takes(standing.source.as_deref(), standing.verdict, standing.accessed_ms) {
+                    found.push((key.hash64(), standing));
+                }
+            }
+        }
+        let (entries, next) = page_of(found, query.limit);
+        Ok(report::Page { entries, next: next.map(|Cursor(cursor)| cursor) })
+    }
+
     async fn last_stamp(&self) -> Result<Option<Stamp>> {
         self.check_open("last_stamp")?;
         Ok(*self.last_stamp.lock())
@@ -450,4 +494,23 @@ impl fmt::Debug for MemoryBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryBackend").finish_non_exhaustive()
     }
+}
+
+/// The hash after which a page begins.
+fn parse_cursor(cursor: Option<&Cursor>, operation: &'static str) -> Result<Option<u64>> {
+    let bad_cursor = || {
+        Error::new(ErrorKind::Config, operation)
+            .backend(NAME)
+            .message("the cursor is not one of this backend's")
+    };
+    cursor.map(|Cursor(text)| u64::from_str_radix(text, 16).map_err(|_| bad_cursor())).transpose()
+}
+
+/// The first of what was found, in the order of hashes, and where to go on.
+fn page_of<T>(mut found: Vec<(u64, T)>, limit: usize) -> (Vec<T>, Option<Cursor>) {
+    found.sort_unstable_by_key(|(hash, _)| *hash);
+    let is_end = found.len() <= limit.max(1);
+    found.truncate(limit.max(1));
+    let next = if is_end { None } else { found.last().map(|(hash, _)| Cursor(format!("{hash:x}"))) };
+    (found.into_iter().map(|(_, one)| one).collect(), next)
 }

@@ -5,9 +5,10 @@
 //! decodes a value and never decides freshness: only physical expiry.
 
 use crate::entry::Meta;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::guard::GuardOptions;
 use crate::key::{EntryKey, Namespace, Pattern};
+use crate::report::{self, Report};
 use crate::stamp::Stamp;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -297,6 +298,40 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// How much it holds.
     async fn usage(&self) -> Result<Usage>;
 
+    /// Whether it keeps [reports](Self::report). Default: no.
+    fn keeps_reports(&self) -> bool {
+        false
+    }
+
+    /// Keeps a report about a valid entry for as long as the entry is there, also while it is overwritten:
+    /// the last [`REPORTS_KEPT`](report::REPORTS_KEPT). Returns the bad ones in a row; `None` if there is no
+    /// such entry.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) unless it [keeps reports](Self::keeps_reports).
+    async fn report(&self, key: &EntryKey, report: &Report) -> Result<Option<u32>> {
+        let _ = (key, report);
+        Err(keeps_no_reports(self.name(), "report"))
+    }
+
+    /// The reports kept of a valid entry, the newest first; empty where there is none.
+    ///
+    /// # Errors
+    /// As [`report`](Self::report).
+    async fn history(&self, key: &EntryKey) -> Result<Vec<report::Past>> {
+        let _ = key;
+        Err(keeps_no_reports(self.name(), "history"))
+    }
+
+    /// Lists valid entries of a namespace that were reported on.
+    ///
+    /// # Errors
+    /// As [`report`](Self::report); [`ErrorKind::Config`](crate::ErrorKind::Config) for a cursor that is none.
+    async fn standings(&self, namespace: &Namespace, query: &report::Query) -> Result<report::Page> {
+        let _ = (namespace, query);
+        Err(keeps_no_reports(self.name(), "standings"))
+    }
+
     /// The latest stamp of any set it accepted, so that a restarted node ticks on from there.
     async fn last_stamp(&self) -> Result<Option<Stamp>>;
 
@@ -312,4 +347,10 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// Finishes what was acknowledged and releases files and connections. Later calls fail with
     /// [`ErrorKind::Closed`](crate::ErrorKind::Closed).
     async fn close(&self) -> Result<()>;
+}
+
+fn keeps_no_reports(backend: &str, operation: &'static str) -> Error {
+    Error::new(crate::ErrorKind::Unsupported, operation)
+        .backend(backend.to_owned())
+        .message("it keeps no reports about entries")
 }

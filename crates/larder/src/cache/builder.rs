@@ -1,6 +1,7 @@
 //! Settings of a cache, checked once.
 
 use super::flight::Flights;
+use super::reports::Streaks;
 use super::{Cache, Format, Key, OnDiscard, Shared, Value, Weigh};
 use crate::backend::Backend;
 use crate::clock::Clock;
@@ -51,6 +52,7 @@ pub struct Builder<K, V> {
     tag_ttls_max: HashMap<Box<str>, Duration>,
     tenants: Option<TenantFrom>,
     pressure: Option<MemoryPressure>,
+    evict_after_bad: Option<u32>,
 }
 
 impl<K: Key, V: Value> Builder<K, V> {
@@ -76,6 +78,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             tag_ttls_max: HashMap::new(),
             tenants: None,
             pressure: None,
+            evict_after_bad: Some(3),
         }
     }
 
@@ -195,6 +198,14 @@ impl<K: Key, V: Value> Builder<K, V> {
         self
     }
 
+    /// After how many bad [reports](Cache::report) in a row an entry is removed from every tier; `None`: never.
+    /// At least 1. Default: 3, because one failure is chance and two may have one cause; a cache without
+    /// reports never notices.
+    pub fn evict_after_bad(mut self, evict_after_bad: Option<u32>) -> Self {
+        self.evict_after_bad = evict_after_bad;
+        self
+    }
+
     /// How values are encoded for the tiers.
     pub fn envelope(mut self, envelope: EnvelopeOptions) -> Self {
         self.envelope = envelope;
@@ -220,6 +231,21 @@ impl<K: Key, V: Value> Builder<K, V> {
         self
     }
 
+    pub(crate) fn has_tiers(&self) -> bool {
+        !self.tiers.is_empty()
+    }
+
+    #[cfg(feature = "encryption")]
+    pub(crate) fn encrypts(&self) -> bool {
+        self.protection.as_ref().is_some_and(Protection::encrypts)
+    }
+
+    /// Nothing is kept in L1: every entry is too heavy for it.
+    #[cfg(feature = "encryption")]
+    pub(crate) fn without_memory(self) -> Self {
+        self.bytes_max(1, |_, _| u64::MAX / 2)
+    }
+
     /// Checks every setting and builds the cache.
     ///
     /// # Errors
@@ -239,6 +265,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             ("bytes_max", self.bytes_max.unwrap_or(1)),
             ("flights_max", self.flights_max as u64),
             ("waiters_max", self.waiters_max as u64),
+            ("evict_after_bad", u64::from(self.evict_after_bad.unwrap_or(1))),
         ] {
             if value == 0 {
                 return Err(Error::new(ErrorKind::Config, "build")
@@ -292,6 +319,8 @@ impl<K: Key, V: Value> Builder<K, V> {
             on_discard: self.on_discard,
             tag_ttls_max: self.tag_ttls_max,
             tenants: self.tenants,
+            evict_after_bad: self.evict_after_bad,
+            streaks: Streaks::default(),
             spaces: crate::sync::Mutex::new(HashMap::new()),
             next_space: AtomicU64::new(0),
             write_backs: AtomicUsize::new(0),

@@ -14,6 +14,7 @@ mod loader;
 mod maintain;
 mod promise;
 mod read;
+mod reports;
 #[cfg(feature = "encryption")]
 mod rotate;
 #[cfg(all(test, larder_shuttle))]
@@ -50,6 +51,7 @@ use crate::tenant::TenantFrom;
 use crate::tier::Tier;
 use bytes::Bytes;
 use flight::Flights;
+use reports::Streaks;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
@@ -132,6 +134,8 @@ pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
     on_discard: Option<OnDiscard>,
     tag_ttls_max: HashMap<Box<str>, Duration>,
     tenants: Option<TenantFrom>,
+    evict_after_bad: Option<u32>,
+    streaks: Streaks<K>,
     spaces: Mutex<HashMap<Namespace, Arc<Space>>>,
     next_space: AtomicU64,
     write_backs: AtomicUsize,

@@ -9,7 +9,7 @@ use crate::backend::{Mark, Put, PutOutcome, Ticket};
 use crate::entry::{EntryKind, check_tag};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Pattern};
-use crate::l1::{Now, Published, Space};
+use crate::l1::{EvictReason, Now, Published, Space};
 use crate::options::EntryOptions;
 use crate::rules::{Rule, holds};
 use crate::stats::Count;
@@ -155,12 +155,14 @@ impl<K: Key, V: Value> Cache<K, V> {
         };
         let shared = &this.shared;
         if shared.tiers.is_empty() {
-            let existed = |key| Removal { existed: shared.remove_in_l1(&this.space, key), is_queued: false };
+            let remove = |key| shared.remove_in_l1(&this.space, key, EvictReason::Removed);
+            let existed = |key| Removal { existed: remove(key), is_queued: false };
             return keys.iter().map(|key| Ok(existed(key))).collect();
         }
         let (shared, space, count) = (Arc::clone(shared), Arc::clone(&this.space), keys.len());
         let keys = keys.to_vec();
-        let removed = this.run_to_end(async move { shared.remove_many(&space, &keys).await }).await;
+        let removed = async move { shared.remove_many(&space, &keys, EvictReason::Removed).await };
+        let removed = this.run_to_end(removed).await;
         removed.unwrap_or_else(|error| vec![Err(error); count])
     }
 
@@ -188,6 +190,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let (shared, space) = (Arc::clone(&this.shared), Arc::clone(&this.space));
         let marked = async move {
             let delivered = shared.below(tier::Removal::Mark(&space.namespace, &mark)).await;
+            shared.streaks.forget_all(&space);
             shared.l1.mark(&space, &mark);
             Removal { existed: false, is_queued: delivered == Delivered::Later }
         };
@@ -199,7 +202,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// # Errors
     /// [`ErrorKind::Closed`] when the cache was closed, or the runtime that ran it was shut down, [`Panicked`](ErrorKind::Panicked)
     /// when it panicked. What it did until then stays done.
-    async fn run_to_end<T: Clone + Send + 'static>(
+    pub(super) async fn run_to_end<T: Clone + Send + 'static>(
         &self,
         write: impl Future<Output = T> + Send + 'static,
     ) -> Result<T> {
@@ -259,6 +262,7 @@ impl<K: Key + serde::Serialize, V: Value> Cache<K, V> {
                 Delivered::Now(counts) => counts.first().copied().unwrap_or(0),
                 Delivered::Later => 0,
             };
+            shared.streaks.forget_all(&space);
             let in_l1 = shared.l1.remove_matching(&space, |key| {
                 EntryKey::new(&space.namespace, key).is_ok_and(|key| pattern.matches(&key.text()))
             });
@@ -384,14 +388,19 @@ impl<K: Key, V: Value> Shared<K, V> {
         }
     }
 
-    async fn remove_many(&self, space: &Space, keys: &[K]) -> Vec<Result<Removal>> {
+    pub(super) async fn remove_many(
+        &self,
+        space: &Space,
+        keys: &[K],
+        reason: EvictReason,
+    ) -> Vec<Result<Removal>> {
         let encoded: Vec<Result<EntryKey>> = keys
             .iter()
             .map(|key| Ok(self.encode(space, key)?.expect("a cache with tiers encodes keys")))
             .collect();
         if !holds(Rule::BottomUp) {
             for key in keys {
-                self.remove_in_l1(space, key);
+                self.remove_in_l1(space, key, reason);
             }
         }
         let known: Vec<EntryKey> = encoded.iter().filter_map(|key| key.as_ref().ok().cloned()).collect();
@@ -406,16 +415,17 @@ impl<K: Key, V: Value> Shared<K, V> {
             .zip(encoded)
             .map(|(key, encoded)| {
                 encoded?;
-                let in_l1 = holds(Rule::BottomUp) && self.remove_in_l1(space, key);
+                let in_l1 = holds(Rule::BottomUp) && self.remove_in_l1(space, key, reason);
                 let below = below.next().is_some_and(|existed| existed > 0);
                 Ok(Removal { existed: in_l1 || below, is_queued })
             })
             .collect()
     }
 
-    fn remove_in_l1(&self, space: &Space, key: &K) -> bool {
+    pub(super) fn remove_in_l1(&self, space: &Space, key: &K, reason: EvictReason) -> bool {
         self.counters.add(Count::Removal);
-        self.l1.remove(space, key)
+        self.streaks.forget(space, key);
+        self.l1.remove_for(space, key, reason)
     }
 
     /// Carries a removal out in the tiers, the lowest first.

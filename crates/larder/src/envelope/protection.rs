@@ -105,6 +105,10 @@ impl Protection {
         &self.keyring
     }
 
+    pub(crate) fn encrypts(&self) -> bool {
+        self.sealing == Sealing::Encrypted
+    }
+
     pub(crate) fn is_strict(&self) -> bool {
         self.on_tampering == OnTampering::Error
     }

@@ -45,6 +45,8 @@ pub enum EvictReason {
     /// It was never admitted: it is heavier than the cache allows one entry to be, or what is pinned leaves
     /// no room for it.
     TooLarge,
+    /// It was reported bad too often in a row: see [`Cache::report`](crate::Cache::report).
+    Health,
 }
 
 impl From<Gone> for EvictReason {
@@ -424,6 +426,11 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
 
     /// Removes a key; returns whether a valid value was there.
     pub(crate) fn remove(&self, space: &Space, key: &K) -> bool {
+        self.remove_for(space, key, EvictReason::Removed)
+    }
+
+    /// [`remove`](Self::remove), for a reason of its own.
+    pub(crate) fn remove_for(&self, space: &Space, key: &K, reason: EvictReason) -> bool {
         let lookup = Lookup { space: space.id, key };
         let guard = self.fences.lock(self.table.hash(&lookup));
         guard.remove();
@@ -433,7 +440,7 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
             resident.value.is_some()
                 && self.fences.invalid(&space.namespace, resident.tags(), resident.checked()).is_none()
         });
-        self.report_one(removed, EvictReason::Removed);
+        self.report_one(removed, reason);
         was_there
     }
 
@@ -535,6 +542,7 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
             EvictReason::Removed => Count::EvictedRemoved,
             EvictReason::Invalidated => Count::EvictedInvalidated,
             EvictReason::TooLarge => Count::EvictedTooLarge,
+            EvictReason::Health => Count::EvictedHealth,
         });
         if let (Some(on_evict), Some(value)) = (&self.on_evict, &resident.value) {
             let call = std::panic::AssertUnwindSafe(|| on_evict(key, value, reason));

@@ -268,6 +268,7 @@ impl DataFile {
             let db = Connection::open_with_flags(&self.path, flags)?;
             db.busy_timeout(self.busy_timeout)?;
             db.pragma_update(None, "trusted_schema", false)?;
+            db.pragma_update(None, "foreign_keys", true)?;
             db.pragma_update(None, "cell_size_check", true)?;
             db.pragma_update(None, "cache_size", -CACHE_KIB)?;
             // SQLite answers with the new limit, so this one is a query.

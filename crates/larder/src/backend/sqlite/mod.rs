@@ -15,6 +15,7 @@ mod nowait;
 mod quarantine;
 mod reader;
 mod reclaim;
+mod reports;
 mod schema;
 mod store;
 mod writer;
@@ -30,6 +31,7 @@ use super::{
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Namespace, Pattern};
+use crate::report::{self, Report};
 use crate::stamp::Stamp;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -408,6 +410,27 @@ impl Backend for SqliteBackend {
 
     async fn usage(&self) -> Result<Usage> {
         ask(&self.reads, "usage", Request::Usage).await
+    }
+
+    fn keeps_reports(&self) -> bool {
+        true
+    }
+
+    async fn report(&self, key: &EntryKey, report: &Report) -> Result<Option<u32>> {
+        let Done::Reported(in_a_row) = self.write(Op::Report(key.clone(), report.clone())).await? else {
+            unreachable!("a report is answered with its count")
+        };
+        Ok(in_a_row)
+    }
+
+    async fn history(&self, key: &EntryKey) -> Result<Vec<report::Past>> {
+        ask(&self.reads, "history", |answer| Request::History(key.clone(), answer)).await
+    }
+
+    async fn standings(&self, namespace: &Namespace, query: &report::Query) -> Result<report::Page> {
+        let after = reports::parse_cursor(query)?;
+        let standings = |answer| Request::Standings(namespace.clone(), query.clone(), after, answer);
+        ask(&self.reads, "standings", standings).await
     }
 
     async fn last_stamp(&self) -> Result<Option<Stamp>> {

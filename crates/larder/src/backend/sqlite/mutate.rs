@@ -213,6 +213,15 @@ impl Store<'_> {
         .optional()
     }
 
+    /// The row of a key, valid or not.
+    pub(super) fn find_row(
+        &self,
+        namespace: NamespaceRow,
+        key: &EntryKey,
+    ) -> rusqlite::Result<Option<EntryRow>> {
+        Ok(self.find(namespace, key)?.map(|found| found.row))
+    }
+
     fn delete(&mut self, found: Option<&Found>) -> rusqlite::Result<()> {
         found.map_or(Ok(()), |found| self.delete_row(found.row.id, found.bytes))
     }
@@ -230,6 +239,10 @@ impl Store<'_> {
         let gone_at = gone_at_sql(put.meta.gone_at_ms);
         let stamp = put.meta.stamp.to_bytes();
         if let Some(found) = present {
+            // The row goes on, but the entry that it held was gone.
+            if self.why_invalid(namespace, &found.row)?.is_some() {
+                self.forget_reports(found.row.id)?;
+            }
             statement(
                 self.db,
                 "UPDATE entry SET seen = ?2, kind = ?3, gone_at = ?4, stamp = ?5, tags = ?6, sealed = ?7 WHERE id = ?1",

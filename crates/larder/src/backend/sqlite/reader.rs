@@ -15,6 +15,7 @@ use crate::backend::{Cursor, Page, Read, Scan, Ticket, Usage};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::key::{EntryKey, Namespace, Pattern};
+use crate::report::{self, Past, Query};
 use crate::stamp::Stamp;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -39,6 +40,9 @@ pub(super) enum Request {
     #[cfg(test)]
     Run(Arc<dyn Fn() + Send + Sync>, Answer<()>),
     Quarantined(Answer<Vec<Quarantined>>),
+    History(EntryKey, Answer<Vec<Past>>),
+    /// The last part is where the page begins.
+    Standings(Namespace, Query, i64, Answer<report::Page>),
 }
 
 /// A [`Scan`] that outlives its caller.
@@ -162,6 +166,10 @@ impl Reader {
                 Ok(())
             }),
             Request::Quarantined(answer) => give(answer, || store.quarantined()),
+            Request::History(key, answer) => give(answer, || store.history(key)),
+            Request::Standings(namespace, query, after, answer) => {
+                give(answer, || store.standings(namespace, query, *after))
+            }
         }
     }
 
@@ -206,6 +214,8 @@ impl Request {
             #[cfg(test)]
             Request::Run(_, answer) => is_closed(answer),
             Request::Quarantined(answer) => is_closed(answer),
+            Request::History(_, answer) => is_closed(answer),
+            Request::Standings(.., answer) => is_closed(answer),
         }
     }
 
@@ -226,6 +236,8 @@ impl Request {
             #[cfg(test)]
             Request::Run(_, answer) => send(answer, error),
             Request::Quarantined(answer) => send(answer, error),
+            Request::History(_, answer) => send(answer, error),
+            Request::Standings(.., answer) => send(answer, error),
         }
     }
 }

@@ -11,7 +11,7 @@ pub(super) const APPLICATION_ID: i32 = 0x4c52_4452;
 
 /// What brings version `i` to `i + 1`, each in one transaction. Version 0 is the empty file. A step that
 /// was released is never edited: the next version gets a step of its own.
-pub(super) const STEPS: &[&str] = &[V1];
+pub(super) const STEPS: &[&str] = &[V1, V2];
 
 /// A rowid table, because a `WITHOUT ROWID` one keeps values of a page's size in its inner nodes and is
 /// three times slower and larger. The index holds a hash instead of the key, so that long keys don't
@@ -66,6 +66,32 @@ const V1: &str = "
         PRIMARY KEY (ns, tag)
     ) WITHOUT ROWID;
     CREATE INDEX mark_pos ON mark (pos);
+";
+
+/// Reports about entries. What is kept of one hangs on its row by foreign keys, so every connection has to
+/// ask for them. `standing` stands between, so that the deletion of an entry without reports costs one look.
+const V2: &str = "
+    CREATE TABLE standing (
+        entry INTEGER PRIMARY KEY REFERENCES entry (id) ON DELETE CASCADE,
+        ns INTEGER NOT NULL,
+        source TEXT,
+        is_bad INTEGER NOT NULL,       -- what the last report said
+        bad_in_a_row INTEGER NOT NULL,
+        reports INTEGER NOT NULL,
+        accessed INTEGER NOT NULL      -- wall clock ms of the last report
+    );
+    CREATE INDEX standing_source ON standing (ns, source, entry);
+    CREATE INDEX standing_health ON standing (ns, is_bad, entry);
+    CREATE INDEX standing_accessed ON standing (ns, accessed);
+    CREATE TABLE history (
+        id INTEGER PRIMARY KEY,
+        entry INTEGER NOT NULL REFERENCES standing (entry) ON DELETE CASCADE,
+        at INTEGER NOT NULL,           -- wall clock ms
+        is_bad INTEGER NOT NULL,
+        latency_ms INTEGER,
+        note TEXT
+    );
+    CREATE INDEX history_entry ON history (entry, id);
 ";
 
 /// What a file turned out to be.
@@ -190,12 +216,12 @@ mod tests {
     #[test]
     fn an_older_version_is_brought_up_and_keeps_its_rows() {
         let mut db = Connection::open_in_memory().unwrap();
-        migrate(&mut db, STEPS).unwrap();
+        migrate(&mut db, &[V1]).unwrap();
         incarnate(&mut db, None).unwrap();
         db.execute("INSERT INTO entry VALUES (1, 1, 1, 1, 0, NULL, x'00', x'01', NULL, x'02')", []).unwrap();
-        migrate(&mut db, &[V1, NEXT]).unwrap();
-        migrate(&mut db, &[V1, NEXT]).unwrap();
-        assert_eq!(version(&db), 2);
+        migrate(&mut db, &[V1, V2, NEXT]).unwrap();
+        migrate(&mut db, &[V1, V2, NEXT]).unwrap();
+        assert_eq!(version(&db), 3);
         let (pos, flavour): (i64, Option<String>) = db
             .query_row("SELECT pos, flavour FROM store, entry", [], |row| Ok((row.get(0)?, row.get(1)?)))
             .unwrap();
@@ -205,7 +231,7 @@ mod tests {
     #[test]
     fn a_failing_step_leaves_the_older_version() {
         let mut db = Connection::open_in_memory().unwrap();
-        migrate(&mut db, STEPS).unwrap();
+        migrate(&mut db, &[V1]).unwrap();
         migrate(&mut db, &[V1, "CREATE TABLE extra (id); SELECT no_such_function();"]).unwrap_err();
         assert_eq!(version(&db), 1);
         let extra: i64 = db
@@ -217,10 +243,10 @@ mod tests {
     #[test]
     fn a_newer_version_is_refused_by_name() {
         let mut db = Connection::open_in_memory().unwrap();
-        migrate(&mut db, &[V1, NEXT]).unwrap();
+        migrate(&mut db, &[V1, V2, NEXT]).unwrap();
         let error = inspect(&db, STEPS).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
-        assert!(error.to_string().contains("version 2") && error.to_string().contains("up to 1"), "{error}");
+        assert!(error.to_string().contains("version 3") && error.to_string().contains("up to 2"), "{error}");
     }
 
     #[test]

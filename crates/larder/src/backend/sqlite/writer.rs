@@ -15,6 +15,7 @@ use crate::backend::{Durability, Mark, Put, PutOutcome, Removed, boot_id};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Namespace, Pattern};
+use crate::report::Report;
 use bytes::Bytes;
 use rusqlite::Connection;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,6 +33,7 @@ pub(super) enum Op {
     Discard(EntryKey, Bytes),
     Quarantine(EntryKey, Bytes, &'static str),
     ForgetQuarantined,
+    Report(EntryKey, Report),
     Mark(Namespace, Mark),
     RemoveMatching(Namespace, Pattern),
     /// What is left of a removal by pattern after its floor was raised.
@@ -64,6 +66,7 @@ pub(super) enum Done {
     Put(PutOutcome),
     Removed(Removed),
     Count(u64),
+    Reported(Option<u32>),
     Nothing,
 }
 
@@ -74,6 +77,7 @@ impl Op {
             Op::Remove(_) => "remove",
             Op::Discard(..) => "discard",
             Op::Quarantine(..) | Op::ForgetQuarantined => "quarantine",
+            Op::Report(..) => "report",
             Op::Mark(..) => "mark",
             Op::RemoveMatching(..) | Op::RemoveMatchingBelow { .. } => "remove_matching",
             Op::Sweep { .. } | Op::Evict | Op::Shrink(_) => "sweep",
@@ -263,6 +267,7 @@ impl Writer {
                 self.file.note_quarantine(Summary::default());
                 Done::Nothing
             }
+            Op::Report(key, report) => Done::Reported(store.report(key, report)?),
             Op::Mark(namespace, mark) => {
                 store.mark(namespace, mark, self.limits.marks_max)?;
                 Done::Nothing
