@@ -19,8 +19,7 @@ fn ok(arguments: &[&str]) -> String {
 }
 
 fn start(data: &Path, key_file: &str) -> Server {
-    let variables =
-        [("LARDER_ENCRYPTION__KEY_FILE", key_file), ("LARDER_LOG", "json"), ("RUST_LOG", "larder=trace")];
+    let variables = [("LARDER_ENCRYPTION__KEY_FILE", key_file), ("LARDER_LOG", "trace")];
     Server::start_with(data, &[], &variables)
 }
 
