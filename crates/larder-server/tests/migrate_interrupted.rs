@@ -38,11 +38,11 @@ fn lines() -> String {
                 )
             }
         };
-        let (namespace, body) = (if i % 5 == 0 { "other" } else { "default" }, "v".repeat(i % 97));
+        let (namespace, body) = (if i.is_multiple_of(5) { "other" } else { "default" }, "v".repeat(i % 97));
         format!(
             r#"{{"namespace":"{namespace}","key":"k{i}","tags":["t{}","all"],"is_load":{},"stamp":"{i:024x}","created_ms":{i},{times}"value":"{body}{i}"}}"#,
             i % 7,
-            i % 4 == 0,
+            i.is_multiple_of(4),
         ) + "\n"
     };
     (0..ENTRIES).map(line).collect()

@@ -95,6 +95,8 @@ fn holds(path: &Path, needle: &[u8]) -> bool {
     fs::read(path).unwrap().windows(needle.len()).any(|window| window == needle)
 }
 
+type Damage = fn(&str) -> String;
+
 #[test]
 fn bad_lines_are_named_and_all_others_are_imported() {
     let folder = tempfile::tempdir().unwrap();
@@ -102,7 +104,7 @@ fn bad_lines_are_named_and_all_others_are_imported() {
     let (source, file, place) = (path("source"), path("lines"), format!("jsonl:{}", path("to")));
     let lines: Vec<String> = (0..ENTRIES).map(line).collect();
     fs::write(&source, lines.join("\n")).unwrap();
-    let damage: [(usize, fn(&str) -> String); 8] = [
+    let damage: [(usize, Damage); 8] = [
         (0, |line| line[..line.len() / 2].to_owned()),
         (50, |line| line.replace("\"stamp\":\"", "\"stamp\":\"x")),
         (100, |line| line.replace(r#""tags":["#, &format!(r#""tags":"{VALUE}","other":["#))),

@@ -167,6 +167,9 @@ async fn into_backend(lines: &mut Lines, to: &dyn Backend, envelope: &Envelope) 
     stopped.map_or(Ok(counts), Err)
 }
 
+/// A line, or why it is none of larder's.
+type Parsed = Result<Line, String>;
+
 /// The lines of the input, counted from 1.
 struct Lines {
     input: BufReader<Box<dyn Read>>,
@@ -174,8 +177,8 @@ struct Lines {
 }
 
 impl Lines {
-    /// The next line that isn't empty, or why it is none of larder's.
-    fn next(&mut self) -> Result<Option<(u64, Result<Line, String>)>, Failure> {
+    /// The next line that isn't empty.
+    fn next(&mut self) -> Result<Option<(u64, Parsed)>, Failure> {
         loop {
             let mut text = Vec::new();
             let read = (&mut self.input).take(LINE_BYTES_MAX).read_until(b'\n', &mut text)? as u64;
