@@ -4,8 +4,9 @@
 use crate::kill;
 use crate::report::Report;
 use crate::stores::cases::{Filled, Scale, group_commit, put};
+use crate::stores::larder::{self, Values::Plain};
 use crate::stores::peers::{Fjall, Foyer, Redb, Rusqlite};
-use crate::stores::{Durability, Maker, Result, larder};
+use crate::stores::{Durability, Maker, Result};
 use Durability::{Synced, Unsynced};
 use std::path::Path;
 
@@ -13,11 +14,11 @@ use std::path::Path;
 pub fn makers() -> Vec<Maker> {
     vec![
         Maker::new("rusqlite synced", Synced, |folder| Rusqlite::open(folder, Synced)),
-        Maker::new("larder-sqlite synced", Synced, |folder| larder::sqlite(folder, Synced)),
+        Maker::new("larder-sqlite synced", Synced, |folder| larder::sqlite(folder, Synced, Plain)),
         Maker::new("redb synced", Synced, |folder| Redb::open(folder, Synced)),
         Maker::new("fjall synced", Synced, |folder| Fjall::open(folder, Synced)),
         Maker::new("rusqlite", Unsynced, |folder| Rusqlite::open(folder, Unsynced)),
-        Maker::new("larder-sqlite", Unsynced, |folder| larder::sqlite(folder, Unsynced)),
+        Maker::new("larder-sqlite", Unsynced, |folder| larder::sqlite(folder, Unsynced, Plain)),
         Maker::new("redb", Unsynced, |folder| Redb::open(folder, Unsynced)),
         Maker::new("fjall", Unsynced, |folder| Fjall::open(folder, Unsynced)),
         Maker::new("foyer", Unsynced, Foyer::open),

@@ -235,9 +235,7 @@ impl Backing {
     /// The cache of a folder, and the keys that protect it.
     pub(crate) fn protected(&self) -> Result<(&Cache<Key, StoredValue>, Keyring), Failure> {
         match &self.place {
-            Place::Server(_) => Err(Failure::new(
-                "this works on a folder that no server has: stop it, or set encryption.reseal_on_read there",
-            )),
+            Place::Server(_) => Err(needs_folder()),
             Place::Folder(.., None) => Err(Failure::new(
                 "the folder is not encrypted, as far as it says itself; --key-file names its keys",
             )),
@@ -248,8 +246,16 @@ impl Backing {
     /// The entries that failed authentication.
     pub(crate) async fn quarantined(&self) -> Result<Vec<Quarantined>, Failure> {
         match &self.place {
-            Place::Server(_) => Ok(Vec::new()),
+            Place::Server(_) => Err(needs_folder()),
             Place::Folder(_, store, ..) => Ok(store.quarantined().await?),
+        }
+    }
+
+    /// Forgets them.
+    pub(crate) async fn forget_quarantined(&self) -> Result<(), Failure> {
+        match &self.place {
+            Place::Server(_) => Err(needs_folder()),
+            Place::Folder(_, store, ..) => Ok(store.forget_quarantined().await?),
         }
     }
 
@@ -260,6 +266,10 @@ impl Backing {
             Place::Folder(cache, ..) => Ok(cache.close().await?),
         }
     }
+}
+
+fn needs_folder() -> Failure {
+    Failure::new("this works on a folder that no server has: stop it, or set encryption.reseal_on_read there")
 }
 
 /// A removal that only this process knows of would be forgotten at its end.

@@ -37,6 +37,14 @@ impl Store {
         }
     }
 
+    /// Forgets them.
+    pub(crate) async fn forget_quarantined(&self) -> Result<()> {
+        match &self.database {
+            Some(database) => database.forget_quarantined().await,
+            None => Ok(()),
+        }
+    }
+
     /// How much the database holds; `None` without one, and when it doesn't answer.
     pub(crate) async fn usage(&self) -> Option<Usage> {
         self.database.as_ref()?.usage().await.ok()

@@ -2,9 +2,13 @@
 
 use super::{Durability, Result, Store};
 use bytes::Bytes;
-use larder::backend::{self, Backend, Put, PutOutcome, SqliteBackend, SqliteOptions, Ticket};
+use larder::backend::{
+    self, Backend, FilesBackend, FilesOptions, JsonlBackend, JsonlOptions, Put, PutOutcome, SqliteBackend,
+    SqliteOptions, Ticket,
+};
 use larder::clock::NEVER_MS;
 use larder::entry::{EntryKind, Meta, Tags};
+use larder::envelope::{Envelope, EnvelopeOptions, Keyring, Protection, SecretKey};
 use larder::key::{EntryKey, Namespace};
 use larder::stamp::Stamp;
 use std::path::Path;
@@ -16,13 +20,36 @@ pub struct Larder {
     runtime: Runtime,
     backend: Arc<dyn Backend>,
     namespace: Namespace,
+    /// What encrypts values; without it they are stored as they are.
+    envelope: Option<Envelope>,
+}
+
+/// Whether values are encrypted, in an envelope.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Values {
+    Plain,
+    Encrypted,
 }
 
 impl Larder {
-    pub fn open<B: Backend>(open: impl Future<Output = larder::Result<B>>) -> Result<Box<dyn Store>> {
+    pub fn open<B: Backend>(
+        values: Values,
+        open: impl Future<Output = larder::Result<B>>,
+    ) -> Result<Box<dyn Store>> {
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let backend = Arc::new(runtime.block_on(open)?);
-        Ok(Box::new(Larder { runtime, backend, namespace: Namespace::new("bench")? }))
+        let envelope = match values {
+            Values::Plain => None,
+            Values::Encrypted => Some(encrypting()?),
+        };
+        Ok(Box::new(Larder { runtime, backend, namespace: Namespace::new("bench")?, envelope }))
+    }
+
+    /// The value of what was found; a failed authentication is an error here.
+    fn value(&self, key: &EntryKey, sealed: Bytes) -> Result<Bytes> {
+        let Some(envelope) = &self.envelope else { return Ok(sealed) };
+        let (_, value) = envelope.open::<Bytes>(key, &sealed).map_err(|why| why.to_string())?;
+        Ok(value.ok_or("an absence was never put")?)
     }
 
     fn key(&self, key: &str) -> Result<EntryKey> {
@@ -34,33 +61,57 @@ impl Larder {
     }
 }
 
-pub fn sqlite(folder: &Path, durability: Durability) -> Result<Box<dyn Store>> {
-    let durability = match durability {
+/// An envelope that encrypts; with the same key in every process, for [`kill`](crate::kill).
+fn encrypting() -> Result<Envelope> {
+    let keyring = Keyring::builder().encrypt_with(SecretKey::from_bytes(&[7; 32])?).build()?;
+    Ok(Envelope::new(EnvelopeOptions::default())?.protect(Protection::encrypt(keyring)))
+}
+
+fn of(durability: Durability) -> backend::Durability {
+    match durability {
         Durability::Synced => backend::Durability::Power,
         Durability::Unsynced => backend::Durability::Process,
-    };
-    let options = SqliteOptions { durability, ..SqliteOptions::new(folder.join("larder.db")) };
-    Larder::open(SqliteBackend::open(options))
+    }
+}
+
+pub fn sqlite(folder: &Path, durability: Durability, values: Values) -> Result<Box<dyn Store>> {
+    let options =
+        SqliteOptions { durability: of(durability), ..SqliteOptions::new(folder.join("larder.db")) };
+    Larder::open(values, SqliteBackend::open(options))
+}
+
+pub fn files(folder: &Path, durability: Durability, values: Values) -> Result<Box<dyn Store>> {
+    let options = FilesOptions { durability: of(durability), ..FilesOptions::new(folder) };
+    Larder::open(values, FilesBackend::open(options))
+}
+
+pub fn jsonl(folder: &Path, durability: Durability, values: Values) -> Result<Box<dyn Store>> {
+    let options = JsonlOptions { durability: of(durability), ..JsonlOptions::new(folder) };
+    Larder::open(values, JsonlBackend::open(options))
 }
 
 impl Store for Larder {
     fn get(&self, key: &str, see: &mut dyn FnMut(&[u8])) -> Result<bool> {
-        let found = self.runtime.block_on(self.backend.get(&self.key(key)?))?.found;
-        Ok(found.is_ok_and(|sealed| {
-            see(&sealed);
-            true
-        }))
+        let key = self.key(key)?;
+        match self.runtime.block_on(self.backend.get(&key))?.found {
+            Ok(sealed) => {
+                see(&self.value(&key, sealed)?);
+                Ok(true)
+            }
+            Err(_) => Ok(false),
+        }
     }
 
     fn put(&self, key: &str, value: &[u8]) -> Result<()> {
-        self.runtime.block_on(put(&*self.backend, self.key(key)?, Bytes::copy_from_slice(value)))
+        let (key, value) = (self.key(key)?, Bytes::copy_from_slice(value));
+        self.runtime.block_on(put(&*self.backend, self.envelope.as_ref(), key, &value))
     }
 
     fn get_many(&self, keys: &[String], see: &mut dyn FnMut(&[u8])) -> Result<usize> {
-        let mut found = 0;
-        for read in self.runtime.block_on(self.backend.get_many(&self.keys(keys)?)) {
+        let (keys, mut found) = (self.keys(keys)?, 0);
+        for (read, key) in self.runtime.block_on(self.backend.get_many(&keys)).into_iter().zip(&keys) {
             if let Ok(sealed) = read?.found {
-                see(&sealed);
+                see(&self.value(key, sealed)?);
                 found += 1;
             }
         }
@@ -70,11 +121,14 @@ impl Store for Larder {
     fn fill(&self, keys: &[String], value: &[u8]) -> Result<()> {
         let value = Bytes::copy_from_slice(value);
         for keys in self.keys(keys)?.chunks(1000) {
-            let Some(first) = keys.first() else { continue };
-            let ticket = self.runtime.block_on(self.backend.ticket(first))?;
-            let puts = keys.iter().map(|key| entry(key.clone(), value.clone(), ticket)).collect();
+            // A ticket counts for the part of a store that its key is in.
+            let mut puts = Vec::with_capacity(keys.len());
+            for key in keys {
+                let ticket = self.runtime.block_on(self.backend.ticket(key))?;
+                puts.push(entry(self.envelope.as_ref(), key.clone(), &value, ticket)?);
+            }
             for outcome in self.runtime.block_on(self.backend.put_many(puts)) {
-                outcome?;
+                stored(outcome?)?;
             }
         }
         Ok(())
@@ -85,9 +139,10 @@ impl Store for Larder {
         let mut tasks = Vec::new();
         for keys in callers {
             let (keys, backend, value) = (self.keys(keys)?, self.backend.clone(), value.clone());
+            let envelope = self.envelope.clone();
             tasks.push(self.runtime.spawn(async move {
                 for key in keys {
-                    put(&*backend, key, value.clone()).await?;
+                    put(&*backend, envelope.as_ref(), key, &value).await?;
                 }
                 Ok(())
             }));
@@ -100,15 +155,19 @@ impl Store for Larder {
     }
 }
 
-async fn put(backend: &dyn Backend, key: EntryKey, value: Bytes) -> Result<()> {
+async fn put(backend: &dyn Backend, envelope: Option<&Envelope>, key: EntryKey, value: &Bytes) -> Result<()> {
     let ticket = backend.ticket(&key).await?;
-    match backend.put(entry(key, value, ticket)).await? {
+    stored(backend.put(entry(envelope, key, value, ticket)?).await?)
+}
+
+fn stored(outcome: PutOutcome) -> Result<()> {
+    match outcome {
         PutOutcome::Stored => Ok(()),
         refused => Err(format!("a put was refused: {refused:?}").into()),
     }
 }
 
-fn entry(key: EntryKey, sealed: Bytes, ticket: Ticket) -> Put {
+fn entry(envelope: Option<&Envelope>, key: EntryKey, value: &Bytes, ticket: Ticket) -> Result<Put> {
     let meta = Meta {
         kind: EntryKind::Load,
         stamp: Stamp::MIN,
@@ -120,5 +179,9 @@ fn entry(key: EntryKey, sealed: Bytes, ticket: Ticket) -> Put {
         is_negative: false,
         tags: Tags::NONE,
     };
-    Put { key, meta, sealed, ticket }
+    let sealed = match envelope {
+        None => value.clone(),
+        Some(envelope) => envelope.seal(&key, &meta, Some(value))?,
+    };
+    Ok(Put { key, meta, sealed, ticket })
 }

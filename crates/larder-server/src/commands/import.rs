@@ -19,6 +19,8 @@ use std::time::Duration;
 
 /// Longest line, in bytes.
 const LINE_BYTES_MAX: u64 = 256 << 20;
+/// Bad lines that are named; of more, only how many.
+const NAMED_MAX: u64 = 20;
 
 #[derive(Debug, Args)]
 pub(crate) struct Import {
@@ -40,10 +42,22 @@ pub(crate) struct Import {
 struct Counts {
     delivered: Delivered,
     expired: u64,
+    bad: u64,
+}
+
+impl Counts {
+    /// A line that is passed over: the others don't wait until somebody has mended it.
+    fn bad(&mut self, number: u64, why: &str) {
+        self.bad += 1;
+        if self.bad <= NAMED_MAX {
+            eprintln!("line {number}: {why}");
+        }
+    }
 }
 
 impl Import {
-    /// Entries that expired since are passed over. Where the same key has a later stamp, that one stays.
+    /// Entries that expired since are passed over. Where the same key has a later stamp, that one stays. A line
+    /// that can't be understood is named, and fails the command once all others are imported.
     pub(crate) async fn run(self) -> Result<Outcome, Failure> {
         let input: Box<dyn Read> =
             if self.file.as_os_str() == "-" {
@@ -78,8 +92,11 @@ impl Import {
                 }
             },
         };
-        let Counts { delivered: Delivered { stored, kept }, expired } = counts;
+        let Counts { delivered: Delivered { stored, kept }, expired, bad } = counts;
         eprintln!("{stored} entries imported, {kept} were there already, {expired} have expired");
+        if bad > 0 {
+            return Err(Failure::new(format!("{bad} lines are not imported; mend them and run it again")));
+        }
         Ok(Outcome::Done)
     }
 
@@ -88,8 +105,14 @@ impl Import {
         let mut of_namespace: HashMap<Namespace, Backing> = HashMap::new();
         while let Some((number, line)) = lines.next()? {
             let failed = |why: String| Failure::new(format!("line {number}: {why}"));
-            let (namespace, key, body, content_type, (fresh_until, gone_at), tags) =
-                line.parts().map_err(failed)?;
+            let parts = match line.and_then(Line::parts) {
+                Ok(parts) => parts,
+                Err(why) => {
+                    counts.bad(number, &why);
+                    continue;
+                }
+            };
+            let (namespace, key, body, content_type, (fresh_until, gone_at), tags) = parts;
             let now_ms = Clock::system().wall_ms();
             if gone_at <= now_ms || fresh_until <= now_ms {
                 counts.expired += 1;
@@ -118,20 +141,20 @@ impl Import {
 async fn into_backend(lines: &mut Lines, to: &dyn Backend, envelope: &Envelope) -> Result<Counts, Failure> {
     let mut counts = Counts::default();
     let (mut batch, mut bytes): (Vec<Carried>, u64) = (Vec::new(), 0);
-    let mut is_end = false;
+    let (mut is_end, mut stopped) = (false, None);
     while !is_end {
-        match lines.next()? {
-            None => is_end = true,
-            Some((number, line)) => {
-                let entry =
-                    line.entry(envelope).map_err(|why| Failure::new(format!("line {number}: {why}")))?;
-                if entry.meta.is_gone(Clock::system().wall_ms()) {
-                    counts.expired += 1;
-                } else {
+        match lines.next() {
+            Ok(None) => is_end = true,
+            // What was read before is not lost with what can't be.
+            Err(failure) => (is_end, stopped) = (true, Some(failure)),
+            Ok(Some((number, line))) => match line.and_then(|line| line.entry(envelope)) {
+                Err(why) => counts.bad(number, &why),
+                Ok(entry) if entry.meta.is_gone(Clock::system().wall_ms()) => counts.expired += 1,
+                Ok(entry) => {
                     bytes += entry.sealed.len() as u64;
                     batch.push(entry);
                 }
-            }
+            },
         }
         if is_end || batch.len() >= BATCH_ENTRIES || bytes >= BATCH_BYTES {
             let delivered = transfer::deliver(to, std::mem::take(&mut batch)).await?;
@@ -141,8 +164,11 @@ async fn into_backend(lines: &mut Lines, to: &dyn Backend, envelope: &Envelope) 
         }
     }
     to.close().await?;
-    Ok(counts)
+    stopped.map_or(Ok(counts), Err)
 }
+
+/// A line, or why it is none of larder's.
+type Parsed = Result<Line, String>;
 
 /// The lines of the input, counted from 1.
 struct Lines {
@@ -151,7 +177,8 @@ struct Lines {
 }
 
 impl Lines {
-    fn next(&mut self) -> Result<Option<(u64, Line)>, Failure> {
+    /// The next line that isn't empty.
+    fn next(&mut self) -> Result<Option<(u64, Parsed)>, Failure> {
         loop {
             let mut text = Vec::new();
             let read = (&mut self.input).take(LINE_BYTES_MAX).read_until(b'\n', &mut text)? as u64;
@@ -166,11 +193,19 @@ impl Lines {
             if text.trim_ascii().is_empty() {
                 continue;
             }
-            let line = serde_json::from_slice(&text).map_err(|error| {
-                // serde's place is within the line; its message names fields, never values.
-                Failure::new(format!("line {number}: {error}"))
-            })?;
-            return Ok(Some((number, line)));
+            return Ok(Some((number, serde_json::from_slice(&text).map_err(|error| describe(&error)))));
         }
+    }
+}
+
+/// serde's words where they are of fields, and only the place where they could show a value.
+fn describe(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let names_fields = ["missing field", "unknown field", "duplicate field"];
+    match error.classify() {
+        serde_json::error::Category::Data if !names_fields.iter().any(|named| text.starts_with(named)) => {
+            format!("column {}: a field is not as export writes it", error.column())
+        }
+        _ => text,
     }
 }

@@ -1,8 +1,9 @@
-//! `larder keys new|status|rotate`: the keys that protect a data folder.
+//! `larder keys new|status|rotate|quarantine`: the keys that protect a data folder.
 
 use super::{At, Failure, Outcome};
 use clap::{Args, Subcommand};
 use larder::Cache;
+use larder::backend::Quarantined;
 use larder::envelope::{KeySource, Keyring, KeyringBuilder, SecretKey, Zeroizing};
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
@@ -17,6 +18,8 @@ pub(crate) enum Action {
     Status(Status),
     /// Seal all entries under the current key; begun again, it goes on
     Rotate(Rotate),
+    /// List the entries that failed authentication; with --clear, forget them, so that health is well again
+    Quarantine(Quarantine),
 }
 
 #[derive(Debug, Args)]
@@ -40,12 +43,22 @@ pub(crate) struct Rotate {
     at: At,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Quarantine {
+    /// Forget them, once they were looked at
+    #[arg(long)]
+    clear: bool,
+    #[command(flatten)]
+    at: At,
+}
+
 impl Action {
     pub(crate) async fn run(self) -> Result<Outcome, Failure> {
         match self {
             Action::New(new) => new.run(),
             Action::Status(status) => status.run().await,
             Action::Rotate(rotate) => rotate.run().await,
+            Action::Quarantine(quarantine) => quarantine.run().await,
         }
     }
 }
@@ -97,15 +110,7 @@ impl Status {
         let (cache, keyring) = backing.protected()?;
         let quarantined = backing.quarantined().await?;
         let counted = print_usage(cache, &keyring).await?;
-        for entry in quarantined {
-            println(&format!(
-                "quarantined at {} ms: {}, {} bytes, in {}",
-                entry.wall_ms,
-                entry.reason,
-                entry.sealed_bytes,
-                entry.key.namespace()
-            ))?;
-        }
+        print_quarantined(&quarantined)?;
         backing.close().await?;
         Ok(counted)
     }
@@ -144,6 +149,31 @@ impl Rotate {
         backing.close().await?;
         Ok(Outcome::Done)
     }
+}
+
+impl Quarantine {
+    async fn run(self) -> Result<Outcome, Failure> {
+        let backing = self.at.open().await?;
+        print_quarantined(&backing.quarantined().await?)?;
+        if self.clear {
+            backing.forget_quarantined().await?;
+        }
+        backing.close().await?;
+        Ok(Outcome::Done)
+    }
+}
+
+fn print_quarantined(entries: &[Quarantined]) -> Result<(), Failure> {
+    for entry in entries {
+        println(&format!(
+            "quarantined at {} ms: {}, {} bytes, in {}",
+            entry.wall_ms,
+            entry.reason,
+            entry.sealed_bytes,
+            entry.key.namespace()
+        ))?;
+    }
+    Ok(())
 }
 
 async fn print_usage<K: larder::Key, V: larder::Value>(

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use larder::clock::NEVER_MS;
 use larder::entry::{EntryKind, Meta, Tags};
-use larder::envelope::{Envelope, Refused};
+use larder::envelope::{Envelope, Fate, Refused};
 use larder::key::{EntryKey, Namespace};
 use larder::stamp::Stamp;
 use serde::{Deserialize, Serialize};
@@ -90,9 +90,11 @@ impl Line {
         if let Some(sealed) = &self.sealed {
             let sealed: Bytes = STANDARD.decode(sealed).map_err(|_| "sealed is no base64")?.into();
             let header = Envelope::header(&sealed).map_err(|why| format!("sealed is no envelope: {why}"))?;
-            // Another program's type and an encrypted value are carried, too; damage is not.
-            match envelope.open::<StoredValue>(&key, &sealed) {
-                Err(Refused::Checksum) => return Err("sealed is damaged, or another key's".to_owned()),
+            // Another program's type and what other keys encrypt are carried, too; damage is not.
+            match envelope.verify(&key, &sealed) {
+                Err(why) if why == Refused::Checksum || why.fate() == Fate::Quarantine => {
+                    return Err("sealed is damaged, or another key's".to_owned());
+                }
                 _ => return Ok(Carried { key, meta: header.meta, sealed }),
             }
         }

@@ -23,6 +23,16 @@ mod files;
 #[cfg(all(feature = "jsonl", unix))]
 mod jsonl;
 mod memory;
+#[cfg(all(
+    test,
+    feature = "conformance",
+    feature = "encryption",
+    feature = "files",
+    feature = "jsonl",
+    feature = "sqlite",
+    unix
+))]
+mod protected_conformance;
 mod quarantine;
 #[cfg(any(feature = "sqlite", all(any(feature = "files", feature = "jsonl"), unix)))]
 mod queue;

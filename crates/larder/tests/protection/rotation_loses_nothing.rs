@@ -2,12 +2,18 @@
 //! while the processes of a service learn the new key one after the other.
 
 use super::{Texts, cache, memory, ring};
-use larder::backend::MemoryBackend;
+use async_trait::async_trait;
+use bytes::Bytes;
+use larder::backend::{
+    Backend, Capabilities, Mark, MemoryBackend, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage,
+};
 use larder::clock::{Clock, ManualClock};
 use larder::envelope::{Keyring, Protection, Sealing};
-use larder::{Cache, EntryOptions};
-use std::sync::Arc;
+use larder::key::{EntryKey, Namespace, Pattern};
+use larder::stamp::Stamp;
+use larder::{Cache, EntryOptions, Result};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const KEYS: usize = 200;
@@ -117,25 +123,119 @@ async fn a_rotation_that_was_dropped_goes_on_where_it_was() {
     }
 }
 
-/// What was removed while the rotation had it in its hands stays removed.
+/// What was removed or set while the rotation had it in its hands stays as it was left.
 #[tokio::test]
 async fn a_rotation_puts_nothing_back() {
-    use larder::backend::{Backend, Put, PutOutcome};
-    use larder::entry::{EntryKind, Meta};
-    use larder::envelope::Envelope;
-    use larder::key::{EntryKey, Namespace};
     let tier = Arc::new(MemoryBackend::new(Default::default()));
-    let cache = node(&tier, &ring(&[1]));
-    cache.set("a".into(), "value".into()).await.unwrap();
-    let key = EntryKey::new(&Namespace::default(), "a").unwrap();
-    // The steps of a rotation, with a removal between its read and its write.
-    let read = tier.get(&key).await.unwrap();
-    let sealed = read.found.unwrap();
-    cache.remove("a").await.unwrap();
-    let meta = Meta { kind: EntryKind::Load, ..Envelope::header(&sealed).unwrap().meta };
-    let put = Put { key: key.clone(), meta, sealed, ticket: read.ticket };
-    assert_eq!(tier.put(put).await.unwrap(), PutOutcome::Fenced);
-    assert!(tier.get(&key).await.unwrap().found.is_err());
+    let other = node(&tier, &ring(&[2, 1]));
+    let old = node(&tier, &ring(&[1]));
+    for key in ["left", "removed", "set"] {
+        old.set(key.into(), "value".into()).await.unwrap();
+    }
+    let meddled = Arc::new(Meddled { inner: tier.clone(), other: Mutex::default() });
+    let mut options = EntryOptions::default();
+    options.ttl = Duration::MAX;
+    let builder = Cache::builder().entries_max(1).defaults(options).tier(meddled.clone());
+    let cache: Texts = builder.encryption(ring(&[2, 1])).build().unwrap();
+    let mut rotation = cache.rotate_keys().await.unwrap();
+    *meddled.other.lock().unwrap() = Some(other.clone());
+    while rotation.step().await.unwrap().is_some() {}
+    assert!(meddled.other.lock().unwrap().is_none(), "another process came in between");
+    let progress = rotation.progress();
+    assert_eq!((progress.seen, progress.resealed, progress.overtaken), (3, 1, 2));
+    let reader = node(&tier, &ring(&[2]));
+    assert_eq!(reader.get("left").await.as_deref(), Some("value"));
+    assert_eq!(reader.get("removed").await, None);
+    assert_eq!(reader.get("set").await.as_deref(), Some("new"));
+}
+
+/// A page that is removed between two steps is not put back by the next one, which began before.
+#[tokio::test]
+async fn a_removal_between_two_steps_stays() {
+    let tier = Arc::new(MemoryBackend::new(Default::default()));
+    let old = node(&tier, &ring(&[1]));
+    for at in 0..600 {
+        old.set(format!("key {at}"), "value".into()).await.unwrap();
+    }
+    let cache = node(&tier, &ring(&[2, 1]));
+    let mut rotation = cache.rotate_keys().await.unwrap();
+    let first = rotation.step().await.unwrap().unwrap().resealed;
+    old.clear().await.unwrap();
+    old.set("key 7".into(), "new".into()).await.unwrap();
+    while rotation.step().await.unwrap().is_some() {}
+    assert!(rotation.progress().resealed <= first + 1, "{:?}", rotation.progress());
+    for at in 0..600 {
+        let expected = (at == 7).then_some("new");
+        assert_eq!(cache.get(format!("key {at}").as_str()).await.as_deref(), expected, "key {at}");
+    }
+}
+
+/// A tier in which another process removes one entry and sets another, right after they were read.
+#[derive(Debug)]
+struct Meddled {
+    inner: Arc<MemoryBackend>,
+    other: Mutex<Option<Texts>>,
+}
+
+#[async_trait]
+impl Backend for Meddled {
+    fn name(&self) -> &str {
+        "meddled"
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    async fn get(&self, key: &EntryKey) -> Result<Read> {
+        self.inner.get(key).await
+    }
+    async fn get_many(&self, keys: &[EntryKey]) -> Vec<Result<Read>> {
+        let reads = self.inner.get_many(keys).await;
+        let other = self.other.lock().unwrap().take();
+        if let Some(other) = other {
+            other.remove("removed").await.unwrap();
+            other.set("set".into(), "new".into()).await.unwrap();
+        }
+        reads
+    }
+    async fn ticket(&self, key: &EntryKey) -> Result<Ticket> {
+        self.inner.ticket(key).await
+    }
+    async fn put(&self, put: Put) -> Result<PutOutcome> {
+        self.inner.put(put).await
+    }
+    async fn remove(&self, key: &EntryKey) -> Result<Removed> {
+        self.inner.remove(key).await
+    }
+    async fn discard(&self, key: &EntryKey, sealed: &Bytes) -> Result<()> {
+        self.inner.discard(key, sealed).await
+    }
+    async fn mark(&self, namespace: &Namespace, mark: &Mark) -> Result<()> {
+        self.inner.mark(namespace, mark).await
+    }
+    async fn remove_matching(&self, namespace: &Namespace, pattern: &Pattern) -> Result<u64> {
+        self.inner.remove_matching(namespace, pattern).await
+    }
+    async fn scan(&self, scan: Scan<'_>) -> Result<Page> {
+        self.inner.scan(scan).await
+    }
+    async fn namespaces(&self) -> Result<Vec<Namespace>> {
+        self.inner.namespaces().await
+    }
+    async fn sweep(&self, limit: usize) -> Result<u64> {
+        self.inner.sweep(limit).await
+    }
+    async fn usage(&self) -> Result<Usage> {
+        self.inner.usage().await
+    }
+    async fn last_stamp(&self) -> Result<Option<Stamp>> {
+        self.inner.last_stamp().await
+    }
+    async fn ping(&self) -> Result<()> {
+        self.inner.ping().await
+    }
+    async fn close(&self) -> Result<()> {
+        self.inner.close().await
+    }
 }
 
 #[tokio::test]

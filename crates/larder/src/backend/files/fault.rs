@@ -23,6 +23,17 @@ pub(super) fn damaged(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
+/// What a test may switch off, to see that the promise depends on it. Always on in other builds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Guard {
+    /// A write that began before a removal is refused.
+    Fence,
+    /// A file whose checksums are wrong is none.
+    Sum,
+    /// A state that was written to another file is none.
+    Identity,
+}
+
 /// Where every system call of the backend passes. Outside of this crate's tests it is nothing.
 #[cfg(not(test))]
 #[derive(Debug, Default)]
@@ -38,6 +49,12 @@ impl Faults {
 
     #[inline(always)]
     #[allow(clippy::unused_self, reason = "the tests' version needs it")]
+    pub(super) fn holds(&self, _: Guard) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    #[allow(clippy::unused_self, reason = "the tests' version needs it")]
     pub(super) fn cap(&self, length: usize) -> usize {
         length
     }
@@ -48,8 +65,10 @@ pub(super) use injected::Faults;
 
 #[cfg(test)]
 mod injected {
+    use super::Guard;
     use std::io;
     use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst};
+    use std::sync::{Mutex, PoisonError};
 
     /// Fails the n-th system call, and cuts writes short.
     #[derive(Debug, Default)]
@@ -61,6 +80,7 @@ mod injected {
         count: AtomicI64,
         /// Longest write that is done whole; 0 is any.
         write_max: AtomicUsize,
+        off: Mutex<Option<Guard>>,
     }
 
     impl Faults {
@@ -78,6 +98,14 @@ mod injected {
             self.write_max.store(0, SeqCst);
             self.count.store(0, SeqCst);
             met
+        }
+
+        pub(in super::super) fn switch_off(&self, guard: Guard) {
+            *self.off.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+        }
+
+        pub(in super::super) fn holds(&self, guard: Guard) -> bool {
+            *self.off.lock().unwrap_or_else(PoisonError::into_inner) != Some(guard)
         }
 
         pub(in super::super) fn step(&self) -> io::Result<()> {

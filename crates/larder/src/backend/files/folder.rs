@@ -7,7 +7,7 @@
 //! into place whole.
 
 use super::entry::{self, HEAD_BYTES_MAX, HEAD_BYTES_USUAL, Head, Place, Refused};
-use super::fault::{Faults, NAME, damaged, to_error};
+use super::fault::{Faults, Guard, NAME, damaged, to_error};
 use crate::backend::Durability;
 use crate::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
@@ -353,7 +353,7 @@ impl Folder {
         }
         self.faults.step()?;
         (&found.file).take(found.bytes).read_to_end(&mut bytes)?;
-        Ok(entry::decode(bytes))
+        Ok(entry::decode(if self.faults.holds(Guard::Sum) { bytes } else { entry::reseal(bytes) }))
     }
 
     /// Notes a use. Best effort: an order of eviction that lags is no failure.

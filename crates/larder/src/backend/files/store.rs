@@ -3,7 +3,7 @@
 
 use super::FilesLimits;
 use super::entry::{Head, Place, encode_head};
-use super::fault::{NAME, to_error};
+use super::fault::{Guard, NAME, to_error};
 use super::fence::{Amount, Fence, Header, Locked, Stripe};
 use super::folder::{Found, SHARDS, Staged};
 use super::marks::Change;
@@ -345,7 +345,7 @@ impl Store {
         let is_fenced = ticket.inc != locked.header.inc
             // No ticket was given for a position that was not reached.
             || ticket.pos > locked.header.pos
-            || stripe.removed > ticket.pos
+            || (stripe.removed > ticket.pos && self.fence.folder.faults.holds(Guard::Fence))
             || is_marked
             // A set has an order of its own, if there is one to compare it with.
             || (stripe.set > ticket.pos && valid_set.is_none());

@@ -5,6 +5,9 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "controls.rs"]
+mod controls;
+
 use super::{FilesBackend, FilesOptions};
 use crate::backend::{Backend, Durability, Mark, Put, PutOutcome, Removed, Ticket};
 use crate::clock::NEVER_MS;

@@ -31,6 +31,19 @@ pub(super) struct Torn {
     pub(super) error: io::Error,
 }
 
+/// What a test may switch off, to see that the promise depends on it. Always on in other builds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Guard {
+    /// A line whose sum is wrong is none.
+    Sum,
+    /// A line that doesn't follow the last one says that something is missing.
+    Chain,
+    /// What could not be synced is not acknowledged.
+    Sync,
+    /// One writer of a shard at a time.
+    Lock,
+}
+
 /// The system's files; in tests, with faults.
 #[derive(Default)]
 pub(super) struct Disk {
@@ -43,6 +56,18 @@ impl Disk {
         #[cfg(test)]
         self.faults.step()?;
         Ok(())
+    }
+
+    #[inline(always)]
+    #[allow(clippy::unused_self, reason = "the tests' version needs it")]
+    pub(super) fn holds(&self, guard: Guard) -> bool {
+        #[cfg(test)]
+        return self.faults.holds(guard);
+        #[cfg(not(test))]
+        {
+            let _ = guard;
+            true
+        }
     }
 
     pub(super) fn stat(&self, path: &Path) -> io::Result<Option<Stat>> {
@@ -114,6 +139,9 @@ impl Disk {
     }
 
     pub(super) fn sync(&self, file: &File) -> io::Result<()> {
+        #[cfg(test)]
+        self.faults.sync()?;
+        #[cfg(not(test))]
         self.step()?;
         file.sync_data()
     }
@@ -137,6 +165,7 @@ impl Disk {
         let mut pause = Duration::from_micros(50);
         loop {
             match file.try_lock() {
+                _ if !self.holds(Guard::Lock) => return Ok(file),
                 Ok(()) => return Ok(file),
                 Err(TryLockError::Error(error)) => return Err(io_error(op, error)),
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => {

@@ -226,9 +226,11 @@ impl<'a> Line<'a> {
             && hex(sum) == Some(xxh3_64(fields))
             && bytes.get(PREFIX_BYTES - 2..PREFIX_BYTES) == Some(b"\",")
             && fields.last() == Some(&b'\n');
-        if !is_whole {
-            return None;
-        }
+        if is_whole { Self::read_unsummed(bytes) } else { None }
+    }
+
+    /// The same whatever its length and sum say.
+    pub(super) fn read_unsummed(bytes: &'a [u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok()
     }
 

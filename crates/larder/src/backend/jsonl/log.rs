@@ -4,7 +4,7 @@
 //! [`Log::read`] and [`Log::follow`] only read. What an own operation changes is applied here first and then
 //! written; if it can't be written, the log is thrown away and read again.
 
-use super::disk::{Disk, Stat};
+use super::disk::{Disk, Guard, Stat};
 use super::index::{Index, Slot};
 use super::line::{Line, Nonsense, Op, ShardLine, VERSION, WIDE, stamp};
 use super::scan::{Found, walk};
@@ -142,7 +142,7 @@ impl Log {
                     is_mended = true;
                     true
                 }
-                Found::Line(line) => match log.apply(&line, offset, bytes, true) {
+                Found::Line(line) => match log.apply(disk, &line, offset, bytes, true) {
                     Ok(was_mended) => {
                         is_mended |= was_mended;
                         true
@@ -182,7 +182,7 @@ impl Log {
         let tail = walk(disk, &file, self.end, &mut |offset, bytes, found| {
             is_sound = match found {
                 Found::Damage(_) => false,
-                Found::Line(line) => matches!(self.apply(&line, offset, bytes, false), Ok(false)),
+                Found::Line(line) => matches!(self.apply(disk, &line, offset, bytes, false), Ok(false)),
             };
             is_sound
         })?;
@@ -211,7 +211,14 @@ impl Log {
     }
 
     /// Applies a line. `true` if a lost one before it was made good, which only happens with `mends`.
-    fn apply(&mut self, line: &Line<'_>, offset: u64, bytes: usize, mends: bool) -> Result<bool, Gap> {
+    fn apply(
+        &mut self,
+        disk: &Disk,
+        line: &Line<'_>,
+        offset: u64,
+        bytes: usize,
+        mends: bool,
+    ) -> Result<bool, Gap> {
         let is_kept = offset < self.kept_end;
         let mut was_mended = false;
         if is_kept {
@@ -221,7 +228,7 @@ impl Log {
             self.index.insert(line.entry()?, line.at, offset, bytes);
         } else {
             let expected = self.pos() + u64::from(line.op.moves());
-            if line.at != expected {
+            if line.at != expected && disk.holds(Guard::Chain) {
                 let stripe = u64::try_from(line.prev).map_err(|_| Gap::Lost)?;
                 if !mends || line.at != expected + 1 {
                     return Err(Gap::Lost);

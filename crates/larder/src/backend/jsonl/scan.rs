@@ -3,7 +3,7 @@
 //! What a killed process leaves is a line without its end: the tail, which nobody was told of. Everything
 //! else that is not a line is damage, and may have been a removal: the caller decides what that costs.
 
-use super::disk::Disk;
+use super::disk::{Disk, Guard};
 use super::line::{LINE_BYTES_MAX, Line, START, length};
 use std::fs::File;
 use std::io;
@@ -40,7 +40,7 @@ pub(super) fn walk(
         if let Some(length) = known {
             let bytes = window.peek(length)?;
             if bytes.len() >= length
-                && let Some(line) = Line::read(&bytes[..length])
+                && let Some(line) = read(disk, &bytes[..length])
             {
                 if !visit(here, length, Found::Line(line)) {
                     return Ok(End { offset: here, is_damaged: false });
@@ -72,6 +72,10 @@ pub(super) fn walk(
         }
         window.skip(length);
     }
+}
+
+fn read<'l>(disk: &Disk, bytes: &'l [u8]) -> Option<Line<'l>> {
+    if disk.holds(Guard::Sum) { Line::read(bytes) } else { Line::read_unsummed(bytes) }
 }
 
 /// A part of the file in memory: at most a line and a chunk.

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use super::disk::{Disk, Torn};
+#[path = "controls.rs"]
+mod controls;
+
+use super::disk::{Disk, Guard, Torn};
 use super::{JsonlBackend, JsonlOptions};
 use crate::backend::{Backend, Durability, Mark, Miss, Put, PutOutcome, Removed};
 use crate::clock::NEVER_MS;
@@ -20,7 +23,7 @@ use std::sync::{Arc, Mutex};
 
 /// What the disk is told to refuse.
 #[derive(Clone, Default)]
-pub(super) struct Faults(Arc<Mutex<Plan>>);
+pub(super) struct Faults(Arc<Mutex<Plan>>, Arc<Mutex<Option<Guard>>>);
 
 #[derive(Default)]
 struct Plan {
@@ -29,6 +32,8 @@ struct Plan {
     at: Option<(u64, Fault)>,
     is_lasting: bool,
     hits: u64,
+    /// Whether a hit was a sync.
+    hit_sync: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,7 +45,8 @@ enum Fault {
 
 impl Faults {
     fn plan(&self, at: u64, fault: Fault, is_lasting: bool) {
-        *self.0.lock().unwrap() = Plan { steps: 0, at: Some((at, fault)), is_lasting, hits: 0 };
+        *self.0.lock().unwrap() =
+            Plan { steps: 0, at: Some((at, fault)), is_lasting, hits: 0, hit_sync: false };
     }
 
     /// How often it hit.
@@ -55,6 +61,18 @@ impl Faults {
         let is_hit = plan.steps == at || plan.is_lasting && plan.steps > at;
         plan.hits += u64::from(is_hit);
         is_hit.then_some(fault)
+    }
+
+    fn switch_off(&self, guard: Option<Guard>) {
+        *self.1.lock().unwrap() = guard;
+    }
+
+    pub(super) fn holds(&self, guard: Guard) -> bool {
+        *self.1.lock().unwrap() != Some(guard)
+    }
+
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.step().inspect_err(|_| self.0.lock().unwrap().hit_sync = true)
     }
 
     pub(super) fn step(&self) -> io::Result<()> {

@@ -9,7 +9,7 @@
 //! the file is written anew before anything else is acknowledged, because the system may have dropped what
 //! it could not write.
 
-use super::disk::{NAME, Torn, io_error};
+use super::disk::{Guard, NAME, Torn, io_error};
 use super::line::{Line, Op};
 use super::log::Log;
 use super::shard::{Change, Done, Shard};
@@ -86,6 +86,7 @@ impl Writer {
         };
         if let Some(file) = unsynced
             && let Err(error) = self.shard.disk.sync(&file)
+            && self.shard.disk.holds(Guard::Sync)
         {
             self.shard.is_doubtful.store(true, Ordering::SeqCst);
             let error = Error::new(ErrorKind::Unavailable, operation)
