@@ -3,9 +3,10 @@
 //! A tier that fails is set aside: reads and sets pass it by, removals are kept and replayed before it is
 //! read again, so that nothing that was removed meanwhile comes back. It never decides freshness.
 
-use crate::backend::{Backend, Mark, Miss, Page, Put, PutOutcome, Removed, Scan, Ticket};
+use crate::backend::{Backend, Exchange, Mark, Miss, Page, Put, PutOutcome, Removed, Scan, Ticket};
 use crate::clock::Clock;
-use crate::entry::Meta;
+use crate::entry::{EntryKind, Meta};
+use crate::envelope::Envelope;
 #[cfg(feature = "encryption")]
 use crate::envelope::Keyring;
 use crate::error::{Error, ErrorKind, Result};
@@ -287,6 +288,33 @@ impl Tier {
             Err(stopped) => vec![Err(self.unwrap(stopped)); count],
         };
         answers.into_iter().map(|answer| self.count(answer)).collect()
+    }
+
+    /// Puts envelopes in the places of others that hold the same values, and says of each whether it was still
+    /// there. Where the store can't, as loads: those yield to every set and removal since their tickets, and a
+    /// set that meets one finds no set to compare with.
+    pub(crate) async fn exchange_many(&self, exchanges: Vec<(Exchange, Ticket)>) -> Vec<Result<bool>> {
+        let put = |(exchange, ticket): &(Exchange, Ticket)| {
+            let meta = Envelope::header(&exchange.new).expect("it was sealed here").meta;
+            let meta = Meta { kind: EntryKind::Load, ..meta };
+            Put { key: exchange.key.clone(), meta, sealed: exchange.new.clone(), ticket: *ticket }
+        };
+        let attempt = || async {
+            let parts = exchanges.iter().map(|(exchange, _)| exchange.clone()).collect();
+            unless_all_failed(self.backend.exchange_many(parts).await)
+        };
+        let call = Call { priority: Priority::Warm, ..self.writing("exchange") };
+        match self.guard.call(call, attempt).await {
+            Ok(answers) => answers,
+            Err(stopped) => match self.unwrap(stopped) {
+                error if error.kind() == ErrorKind::Unsupported => {
+                    let outcomes = self.write_many(exchanges.iter().map(put).collect()).await;
+                    let is_stored = |outcome| outcome == PutOutcome::Stored;
+                    outcomes.into_iter().map(|outcome| outcome.map(is_stored)).collect()
+                }
+                error => vec![Err(error); exchanges.len()],
+            },
+        }
     }
 
     /// Writes a set. If it fails, the key's removal takes its place: now, or kept for later.

@@ -5,8 +5,8 @@
 
 use super::quarantine::{QUARANTINED_MAX, Quarantined, Summary};
 use super::{
-    Backend, Capabilities, Cursor, Listed, Mark, Miss, Page, Put, PutOutcome, Read, Removed, Scan, Ticket,
-    Usage,
+    Backend, Capabilities, Cursor, Exchange, Listed, Mark, Miss, Page, Put, PutOutcome, Read, Removed, Scan,
+    Ticket, Usage,
 };
 use crate::clock::Clock;
 use crate::entry::{EntryKind, Meta};
@@ -229,6 +229,18 @@ impl Shard {
         }
     }
 
+    /// Puts an envelope in the place of another, if that is still there.
+    fn exchange(&mut self, key: &EntryKey, old: &Bytes, new: Bytes, limits: Limits) -> bool {
+        let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.sealed == *old) else {
+            return false;
+        };
+        let bytes = (entry.bytes + new.len() as u64).saturating_sub(old.len() as u64);
+        self.bytes = self.bytes - entry.bytes + bytes;
+        (entry.sealed, entry.bytes) = (new, bytes);
+        self.evict(limits);
+        true
+    }
+
     fn delete(&mut self, key: &EntryKey) -> Option<Entry> {
         let entry = self.entries.remove(key)?;
         self.bytes -= entry.bytes;
@@ -310,6 +322,14 @@ impl Backend for MemoryBackend {
             shard.delete(key);
         }
         Ok(())
+    }
+
+    async fn exchange_many(&self, exchanges: Vec<Exchange>) -> Vec<Result<bool>> {
+        let exchange = |Exchange { key, old, new }: Exchange| {
+            self.check_open("exchange")?;
+            Ok(self.shard(&key).exchange(&key, &old, new, self.shard_limits))
+        };
+        exchanges.into_iter().map(exchange).collect()
     }
 
     async fn quarantine(&self, key: &EntryKey, sealed: &Bytes, why: &'static str) -> Result<()> {

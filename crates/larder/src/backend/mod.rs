@@ -131,6 +131,17 @@ pub enum PutOutcome {
     Older(Stamp),
 }
 
+/// The same value sealed anew, to take the place of the envelope that it was in.
+#[derive(Clone, Debug)]
+pub struct Exchange {
+    /// Where.
+    pub key: EntryKey,
+    /// What has to be there.
+    pub old: Bytes,
+    /// What takes its place; kind, stamp, expiries and tags are those of `old`.
+    pub new: Bytes,
+}
+
 /// What a removal found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Removed {
@@ -271,6 +282,17 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 
     /// Drops an entry that could not be opened, if it still is `sealed`. Refuses nothing afterwards.
     async fn discard(&self, key: &EntryKey, sealed: &Bytes) -> Result<()>;
+
+    /// Puts envelopes in the places of others, each if the entry still is exactly `old`, and says whether it was.
+    /// All else of an entry stays: kind, stamp, position. So nothing is fenced, and nobody's write is refused.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) by default; a caller then writes it as a load.
+    async fn exchange_many(&self, exchanges: Vec<Exchange>) -> Vec<Result<bool>> {
+        let unsupported =
+            || Error::new(crate::ErrorKind::Unsupported, "exchange").backend(self.name().to_owned());
+        exchanges.iter().map(|_| Err(unsupported())).collect()
+    }
 
     /// Sets an entry aside whose authentication failed under a known key, if it still is `sealed`: it is no
     /// longer served, and kept for an operator to look at where the store has room for that. `why` is a

@@ -6,7 +6,7 @@
 use super::flight::{Answer, Boarding, Flight, Landing, Purpose};
 use super::loader::{Found, LoadContext, LoadOne, Loaded, Source};
 use super::{Key, Shared, Value};
-use crate::backend::{Put, Ticket};
+use crate::backend::{Exchange, Put, Ticket};
 use crate::clock::NEVER_MS;
 use crate::clock::millis;
 use crate::entry::{EntryKind, Meta, Tags};
@@ -221,8 +221,8 @@ impl<K: Key, V: Value> Shared<K, V> {
                     }
                     TierRead::Found { ticket, sealed } => {
                         one.tickets[position] = Some(ticket);
-                        match self.open(position, key, &sealed).await {
-                            Ok(found) => found.map(|(meta, value)| (meta, value, sealed)),
+                        match self.open(position, key, sealed).await {
+                            Ok(found) => found,
                             Err(error) => {
                                 tier.counters().misses.fetch_add(1, Relaxed);
                                 one.item.landing.land(Err(error));
@@ -265,6 +265,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         options: &EntryOptions,
     ) {
         let mut upwards: Vec<Vec<Put>> = self.tiers.iter().map(|_| Vec::new()).collect();
+        let mut renewals = Vec::new();
         for (one, answer, sealed) in fresh {
             let from = usize::from(answer.from_tier) - 1;
             let ticket = match holds(Rule::TicketFirst) {
@@ -281,9 +282,9 @@ impl<K: Key, V: Value> Shared<K, V> {
             self.tiers[from].counters().promotions.fetch_add(1, Relaxed);
             let found_as = self.tiers[from].key(&key);
             let renewed = self.renew(&found_as, &sealed);
-            if let (Some(sealed), Some(ticket)) = (&renewed, one.tickets[from]) {
-                let (key, meta, sealed) = (found_as.clone(), meta.clone(), sealed.clone());
-                upwards[from].push(Put { key, meta, sealed, ticket });
+            if let (Some(new), Some(ticket)) = (&renewed, one.tickets[from]) {
+                let exchange = Exchange { key: found_as.clone(), old: sealed.clone(), new: new.clone() };
+                renewals.push((from, (exchange, ticket)));
             }
             let sealed = renewed.unwrap_or(sealed);
             for (position, puts) in upwards.iter_mut().enumerate().take(from) {
@@ -304,6 +305,13 @@ impl<K: Key, V: Value> Shared<K, V> {
             }
         }
         self.write_back(upwards).await;
+        for (from, renewal) in renewals {
+            for outcome in self.tiers[from].exchange_many(vec![renewal]).await {
+                if let Err(error) = outcome {
+                    tracing::warn!(%error, "an entry stays under an old key");
+                }
+            }
+        }
     }
 
     /// A tier's entry that may be served while it is refreshed lands at once; the flight goes on as a new one
@@ -557,11 +565,21 @@ impl<K: Key, V: Value> Shared<K, V> {
         &self,
         position: usize,
         key: &EntryKey,
-        sealed: &Bytes,
-    ) -> Result<Option<(Meta, Option<V>)>> {
+        mut sealed: Bytes,
+    ) -> Result<Option<(Meta, Option<V>, Bytes)>> {
         let tier = &self.tiers[position];
         let format = self.format.as_ref().expect("a cache with tiers has a format");
-        match format.open(key, sealed) {
+        let mut opened = format.open(key, &sealed);
+        if opened.as_ref().is_err_and(|refused| refused.fate() == Fate::Keep)
+            && let Some(TierRead::Found { sealed: now, .. }) =
+                tier.read(std::slice::from_ref(key)).await.pop()
+            && now != sealed
+        {
+            // It was sealed anew since it was read, and the key that it was under was retired.
+            opened = format.open(key, &now);
+            sealed = now;
+        }
+        match opened {
             Ok((meta, value)) => {
                 let wall_ms = self.clock.wall_ms();
                 if meta.stamp.is_distrusted(wall_ms) {
@@ -569,7 +587,7 @@ impl<K: Key, V: Value> Shared<K, V> {
                     return Ok(None);
                 }
                 self.stamps.advance(meta.stamp, wall_ms);
-                Ok(Some((meta, value)))
+                Ok(Some((meta, value, sealed)))
             }
             Err(refused) => {
                 let (name, reason) = (tier.name(), refused.name());
@@ -577,13 +595,13 @@ impl<K: Key, V: Value> Shared<K, V> {
                 match refused.fate() {
                     Fate::Discard => {
                         tracing::warn!(tier = name, reason, "an entry was refused and dropped");
-                        tier.discard(key, sealed).await;
+                        tier.discard(key, &sealed).await;
                         self.report_discarded(key, name, reason);
                     }
                     Fate::Keep => tracing::warn!(tier = name, reason, "an entry was refused and left alone"),
                     Fate::Quarantine => {
                         tracing::error!(tier = name, reason, "AN ENTRY WAS TAMPERED WITH; it is quarantined");
-                        tier.quarantine(key, sealed, reason).await;
+                        tier.quarantine(key, &sealed, reason).await;
                         self.report_discarded(key, name, reason);
                         if format.protection().is_some_and(Protection::is_strict) {
                             return Err(Error::new(ErrorKind::Authentication, "get")

@@ -1,17 +1,15 @@
 //! Which keys protect what is stored, and everything under the current one again.
 //!
 //! Goes through the tiers a page at a time, with bounded memory, beside readers and writers: an entry that is
-//! written meanwhile is under the current key already, and one that is removed stays removed, because every
-//! write carries a ticket from before its read.
+//! written meanwhile is under the current key already, and one that is removed stays removed, because only what
+//! still is as it was read is exchanged.
 
 use super::{Cache, Key, Shared, Value};
-use crate::backend::{Cursor, Listed, Put, PutOutcome, Scan};
-use crate::entry::{EntryKind, Meta};
+use crate::backend::{Cursor, Exchange, Listed, Scan};
 use crate::envelope::{Envelope, Fate, KeyId, Sealing};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Namespace};
 use crate::tier::{Tier, TierRead};
-use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
@@ -132,7 +130,7 @@ impl<K: Key, V: Value> Rotation<K, V> {
     async fn batch(&mut self, at: usize, keys: &[EntryKey]) -> Result<()> {
         let tier = &self.shared.tiers[at];
         let format = self.shared.format.as_ref().expect("a cache with tiers has a format");
-        let mut puts = Vec::new();
+        let mut exchanges = Vec::new();
         for (key, read) in keys.iter().zip(tier.read(keys).await) {
             let (ticket, sealed) = match read {
                 TierRead::Found { ticket, sealed } => (ticket, sealed),
@@ -142,7 +140,9 @@ impl<K: Key, V: Value> Rotation<K, V> {
             self.progress.seen += 1;
             match format.renew(key, &sealed) {
                 Ok(None) => {}
-                Ok(Some(renewed)) => puts.push(put(key, renewed, ticket)),
+                Ok(Some(renewed)) => {
+                    exchanges.push((Exchange { key: key.clone(), old: sealed, new: renewed }, ticket));
+                }
                 Err(refused) => match refused.fate() {
                     Fate::Keep => self.progress.unknown += 1,
                     Fate::Discard => self.progress.refused += 1,
@@ -154,23 +154,17 @@ impl<K: Key, V: Value> Rotation<K, V> {
                 },
             }
         }
-        if puts.is_empty() {
+        if exchanges.is_empty() {
             return Ok(());
         }
-        for outcome in tier.write_many(puts).await {
-            match outcome? {
-                PutOutcome::Stored => self.progress.resealed += 1,
-                PutOutcome::Fenced | PutOutcome::Older(_) => self.progress.overtaken += 1,
+        for was_there in tier.exchange_many(exchanges).await {
+            match was_there? {
+                true => self.progress.resealed += 1,
+                false => self.progress.overtaken += 1,
             }
         }
         Ok(())
     }
-}
-
-/// The same entry, which yields to every set and removal that came since it was read.
-fn put(key: &EntryKey, sealed: Bytes, ticket: crate::backend::Ticket) -> Put {
-    let meta = Envelope::header(&sealed).expect("it was sealed here").meta;
-    Put { key: key.clone(), meta: Meta { kind: EntryKind::Load, ..meta }, sealed, ticket }
 }
 
 /// Where a walk through all entries of all tiers stands.

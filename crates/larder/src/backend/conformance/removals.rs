@@ -1,7 +1,7 @@
 //! What removes many at once, what lists, and what frees space.
 
 use super::{Bench, Case, Failure, Needs, Verdict, gone_at, load, same, set};
-use crate::backend::{Cursor, Mark, Miss, PutOutcome, Removed, Scan};
+use crate::backend::{Cursor, Exchange, Mark, Miss, PutOutcome, Removed, Scan};
 use crate::error::ErrorKind;
 use crate::key::{EntryKey, Namespace, Pattern};
 use bytes::Bytes;
@@ -23,6 +23,11 @@ pub(super) fn cases() -> Vec<Case> {
             run: |b| Box::pin(quarantine(b)),
         },
         Case { name: "discard_only_what_was_read", needs: Needs::Nothing, run: |b| Box::pin(discard(b)) },
+        Case {
+            name: "exchange_changes_the_envelope_alone",
+            needs: Needs::Nothing,
+            run: |b| Box::pin(exchange(b)),
+        },
         Case { name: "sweep_frees_and_keeps", needs: Needs::Nothing, run: |b| Box::pin(sweep(b)) },
         Case { name: "patterns", needs: Needs::Scan, run: |b| Box::pin(patterns(b)) },
         Case { name: "scan_is_complete", needs: Needs::Scan, run: |b| Box::pin(scan(b)) },
@@ -118,6 +123,31 @@ async fn discard(b: &Bench<'_>) -> Verdict {
         PutOutcome::Stored,
     )?;
     b.reads("it", &key, "good").await
+}
+
+/// Passes where exchanges are unsupported.
+async fn exchange(b: &Bench<'_>) -> Verdict {
+    let key = b.key("k")?;
+    let (began, earlier) = (b.ticket(&key).await?, b.stamp());
+    let stamp = b.set_tagged(&key, "old", &["tag"]).await?;
+    let exchange = async |old: &'static [u8]| {
+        let (old, new) = (Bytes::from_static(old), Bytes::from_static(b"sealed anew"));
+        b.backend.exchange_many(vec![Exchange { key: key.clone(), old, new }]).await.remove(0)
+    };
+    match exchange(b"other").await {
+        Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(()),
+        answer => same("an exchange of other bytes", answer?, false)?,
+    }
+    b.reads("after it", &key, "old").await?;
+    same("an exchange", exchange(b"old").await?, true)?;
+    b.reads("after it", &key, "sealed anew").await?;
+    let late = set(&key, "late", began, earlier);
+    same("a set that began before still meets a set", b.put(late).await?, PutOutcome::Older(stamp))?;
+    b.reads("after it", &key, "sealed anew").await?;
+    b.backend.mark(&b.namespace, &Mark::Tag("tag".into())).await?;
+    b.misses("its tag was removed", &key, Miss::Tag).await?;
+    b.backend.remove(&key).await?;
+    same("an exchange of what is gone", exchange(b"sealed anew").await?, false)
 }
 
 async fn sweep(b: &Bench<'_>) -> Verdict {

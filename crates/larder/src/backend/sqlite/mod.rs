@@ -25,8 +25,8 @@ mod refusals;
 
 use super::queue::{BUSY_TIMEOUT_MAX, Queue, lost};
 use super::{
-    Backend, Capabilities, Durability, Mark, Page, Put, PutOutcome, Quarantined, Read, Removed, Scan, Ticket,
-    Usage,
+    Backend, Capabilities, Durability, Exchange, Mark, Page, Put, PutOutcome, Quarantined, Read, Removed,
+    Scan, Ticket, Usage,
 };
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -377,6 +377,11 @@ impl Backend for SqliteBackend {
 
     async fn discard(&self, key: &EntryKey, sealed: &Bytes) -> Result<()> {
         self.write(Op::Discard(key.clone(), sealed.clone())).await.map(|_| ())
+    }
+
+    async fn exchange_many(&self, exchanges: Vec<Exchange>) -> Vec<Result<bool>> {
+        let done = self.write_all(exchanges.into_iter().map(Op::Exchange)).await;
+        done.into_iter().map(|done| done.and_then(into_count).map(|count| count == 1)).collect()
     }
 
     async fn quarantine(&self, key: &EntryKey, sealed: &Bytes, why: &'static str) -> Result<()> {

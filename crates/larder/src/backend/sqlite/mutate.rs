@@ -84,6 +84,19 @@ impl Store<'_> {
         Ok(is_same)
     }
 
+    /// Puts an envelope in the place of another, if that is still there, and says whether it was. The entry stays
+    /// the same one: nothing is fenced.
+    pub(super) fn exchange(&mut self, key: &EntryKey, old: &[u8], new: &[u8]) -> rusqlite::Result<bool> {
+        let Some(namespace) = self.namespace(key.namespace())? else { return Ok(false) };
+        let Some(found) = self.find(namespace, key)? else { return Ok(false) };
+        let changed = statement(self.db, "UPDATE entry SET sealed = ?3 WHERE id = ?1 AND sealed = ?2")?
+            .execute(params![found.row.id, old, new])?;
+        if changed == 1 {
+            self.state.bytes = (self.state.bytes + new.len() as u64).saturating_sub(old.len() as u64);
+        }
+        Ok(changed == 1)
+    }
+
     /// Moves a marker. At most `marks_max` are kept.
     pub(super) fn mark(&mut self, name: &Namespace, mark: &Mark, marks_max: u64) -> rusqlite::Result<()> {
         let mut namespace = self.namespace_or_new(name)?;

@@ -11,7 +11,7 @@ use super::reclaim::{Limits, Progress, SHRINK_STEPS, Visited};
 use super::store::{Place, Store};
 use crate::backend::quarantine::Summary;
 use crate::backend::queue::{Queue, Queued};
-use crate::backend::{Durability, Mark, Put, PutOutcome, Removed, boot_id};
+use crate::backend::{Durability, Exchange, Mark, Put, PutOutcome, Removed, boot_id};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Namespace, Pattern};
@@ -31,6 +31,7 @@ pub(super) enum Op {
     Put(Put),
     Remove(EntryKey),
     Discard(EntryKey, Bytes),
+    Exchange(Exchange),
     Quarantine(EntryKey, Bytes, &'static str),
     ForgetQuarantined,
     Report(EntryKey, Report),
@@ -76,6 +77,7 @@ impl Op {
             Op::Put(_) => "put",
             Op::Remove(_) => "remove",
             Op::Discard(..) => "discard",
+            Op::Exchange(_) => "exchange",
             Op::Quarantine(..) | Op::ForgetQuarantined => "quarantine",
             Op::Report(..) => "report",
             Op::Mark(..) => "mark",
@@ -255,6 +257,9 @@ impl Writer {
             Op::Discard(key, sealed) => {
                 let _ = store.discard(key, sealed)?;
                 Done::Nothing
+            }
+            Op::Exchange(Exchange { key, old, new }) => {
+                Done::Count(u64::from(store.exchange(key, old, new)?))
             }
             Op::Quarantine(key, sealed, why) => {
                 if let Some(summary) = store.quarantine(key, sealed, why)? {
