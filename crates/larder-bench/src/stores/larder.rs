@@ -63,7 +63,9 @@ impl Larder {
 
 /// An envelope that encrypts; with the same key in every process, for [`kill`](crate::kill).
 fn encrypting() -> Result<Envelope> {
-    let keyring = Keyring::builder().encrypt_with(SecretKey::from_bytes(&[7; 32])?).build()?;
+    // The same in the process that is killed and in the one that looks.
+    let bytes: [u8; 32] = std::array::from_fn(|at| 7 * at as u8);
+    let keyring = Keyring::builder().encrypt_with(SecretKey::from_bytes(&bytes)?).build()?;
     Ok(Envelope::new(EnvelopeOptions::default())?.protect(Protection::encrypt(keyring)))
 }
 
