@@ -108,7 +108,6 @@ async fn leaks(ours: &Values, theirs: &Values, fresh: impl Fn() -> (Values, Valu
         // Joined to our load, theirs never runs and never lets it end.
         tokio::spawn(async move {
             settle().await;
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
             go.notify_one();
         })
     };

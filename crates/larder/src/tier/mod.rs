@@ -1,7 +1,14 @@
-//! A backend at a position in the stack: its deadline, its counters, and what could not be delivered to it.
+//! A backend at a position in the stack: its counters, and what it was not told.
 //!
 //! A tier that fails is set aside: reads and sets pass it by, removals are kept and replayed before it is
-//! read again, so that nothing that was removed meanwhile comes back. It never decides freshness.
+//! read again, so that nothing that was removed meanwhile comes back. Every call passes the guard. It never
+//! decides freshness.
+
+mod options;
+mod recovery;
+mod undelivered;
+
+pub use options::TierOptions;
 
 use crate::backend::{Backend, Exchange, Mark, Miss, Page, Put, PutOutcome, Removed, Scan, Ticket};
 use crate::clock::Clock;
@@ -10,7 +17,7 @@ use crate::envelope::Envelope;
 #[cfg(feature = "encryption")]
 use crate::envelope::Keyring;
 use crate::error::{Error, ErrorKind, Result};
-use crate::guard::{BreakerMode, Call, Guard, GuardOptions, Priority, Repeat, Side, Stopped};
+use crate::guard::{BreakerMode, Call, Guard, Priority, Repeat, Side, Stopped};
 use crate::key::{EntryKey, Namespace, Pattern};
 use crate::report::{self, Past, Query, Report};
 use crate::rules::{Rule, holds};
@@ -18,61 +25,17 @@ use crate::stamp::Stamp;
 use crate::stats::TierStats;
 use crate::sync::Mutex;
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
-
-/// How a backend serves as a tier.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct TierOptions {
-    /// The longest that an entry stays fresh in this tier; stale windows follow it. Default: no limit
-    /// beside the entry's own TTL.
-    #[serde(with = "crate::options::seconds")]
-    pub ttl_max: Duration,
-    /// How long a read may take before it counts as failed. Default: 1 second: a tier that needs longer
-    /// is slower than most loaders.
-    #[serde(with = "crate::options::seconds")]
-    pub read_timeout: Duration,
-    /// How long a write or removal may take. Default: 5 seconds, because a write that is given up has to
-    /// be repeated as a removal.
-    #[serde(with = "crate::options::seconds")]
-    pub write_timeout: Duration,
-    /// Whether the tier sees a keyed hash in the place of every key. For tiers that others can look into.
-    /// Needs encryption or signing with a key for names; every node must have the same one, or it doesn't
-    /// hear of the others' removals. Listing and removing by pattern are
-    /// [`Unsupported`](crate::ErrorKind::Unsupported) then. Namespaces and tags stay as they are. Default: no.
-    pub hide_keys: bool,
-    /// What every call passes: admission, breaker, attempts. Default: `None`, what the
-    /// [backend recommends](Backend::guard).
-    pub guard: Option<GuardOptions>,
-}
-
-impl Default for TierOptions {
-    fn default() -> Self {
-        TierOptions {
-            ttl_max: Duration::MAX,
-            read_timeout: Duration::from_secs(1),
-            write_timeout: Duration::from_secs(5),
-            hide_keys: false,
-            guard: None,
-        }
-    }
-}
+use undelivered::Undelivered;
 
 /// Failed reads in a row after which a tier is set aside: one is chance, three are a state.
 const FAILURES_MAX: u64 = 3;
-/// Most keys and marks kept for a tier that is set aside, some megabytes. Past it, namespaces are cleared.
-const UNDELIVERED_MAX: usize = 10_000;
-/// How many keys one step of a replay removes.
-const REPLAY_BATCH: usize = 500;
-
 #[derive(Debug)]
 pub(crate) struct Tier {
     pub(crate) backend: Arc<dyn Backend>,
@@ -93,16 +56,6 @@ struct State {
     failures_in_row: u64,
     last_error: Option<Error>,
     undelivered: Undelivered,
-}
-
-/// Removals that the tier has to hear of before it is read again. The numbers tell a later removal of the
-/// same key from the one that a replay has just delivered.
-#[derive(Clone, Debug, Default)]
-struct Undelivered {
-    next: u64,
-    keys: HashMap<EntryKey, u64>,
-    marks: HashMap<(Namespace, Mark), u64>,
-    patterns: Vec<(Namespace, Pattern, u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -409,48 +362,6 @@ impl Tier {
         }
     }
 
-    /// Tries to bring a tier back that is set aside: delivers what was kept, then asks for a sign of life.
-    pub(crate) async fn recover(&self) {
-        loop {
-            let Some(kept) = self.state.lock().to_deliver() else { return };
-            let answer = match kept.is_empty() {
-                true => self.ping().await,
-                false => self.replay(&kept).await,
-            };
-            let mut state = self.state.lock();
-            if let Err(error) = answer {
-                state.last_error = Some(error);
-                return;
-            }
-            state.undelivered.forget(&kept);
-            if state.undelivered.is_empty() {
-                tracing::info!(tier = self.name(), "the tier is back");
-                state.aside_since_ms = None;
-                state.failures_in_row = 0;
-                self.guard.try_again();
-                return;
-            }
-        }
-    }
-
-    /// Past the guard: what comes first after an outage must not wait for a breaker.
-    async fn replay(&self, kept: &Undelivered) -> Result<()> {
-        let deliver = async |removal: Removal<'_>, timeout| {
-            self.within(timeout, "remove", self.carry_out(&removal)).await.map(drop)
-        };
-        for (namespace, mark) in kept.marks.keys() {
-            deliver(Removal::Mark(namespace, mark), self.options.write_timeout).await?;
-        }
-        for (namespace, pattern, _) in &kept.patterns {
-            deliver(Removal::Matching(namespace, pattern), self.scan_timeout()).await?;
-        }
-        let keys: Vec<EntryKey> = kept.keys.keys().cloned().collect();
-        for batch in keys.chunks(REPLAY_BATCH) {
-            deliver(Removal::Keys(batch), self.options.write_timeout).await?;
-        }
-        Ok(())
-    }
-
     /// The latest stamp of a set that it accepted.
     pub(crate) async fn last_stamp(&self) -> Result<Option<Stamp>> {
         if self.is_aside() {
@@ -687,51 +598,5 @@ impl State {
 
     fn to_deliver(&self) -> Option<Undelivered> {
         self.aside_since_ms.map(|_| self.undelivered.clone())
-    }
-}
-
-impl Undelivered {
-    fn keep(&mut self, removal: &Removal<'_>) {
-        if !holds(Rule::UndeliveredIsKept) {
-            return;
-        }
-        self.next += 1;
-        let number = self.next;
-        match *removal {
-            Removal::Keys(keys) => self.keys.extend(keys.iter().map(|key| (key.clone(), number))),
-            Removal::Mark(namespace, mark) => {
-                self.marks.insert((namespace.clone(), mark.clone()), number);
-            }
-            Removal::Matching(namespace, pattern) => {
-                self.patterns.push((namespace.clone(), pattern.clone(), number));
-            }
-        }
-        if self.len() > UNDELIVERED_MAX {
-            self.collapse(number);
-        }
-    }
-
-    /// Too much to remember one by one: the namespaces concerned are cleared instead.
-    fn collapse(&mut self, number: u64) {
-        let keys = std::mem::take(&mut self.keys).into_keys().map(|key| key.namespace().clone());
-        let marks = std::mem::take(&mut self.marks).into_keys().map(|(namespace, _)| namespace);
-        let patterns = std::mem::take(&mut self.patterns).into_iter().map(|(namespace, ..)| namespace);
-        let namespaces: HashSet<Namespace> = keys.chain(marks).chain(patterns).collect();
-        self.marks = namespaces.into_iter().map(|namespace| ((namespace, Mark::Clear), number)).collect();
-    }
-
-    /// Drops what `delivered` held, unless it was asked for again since.
-    fn forget(&mut self, delivered: &Undelivered) {
-        self.keys.retain(|key, number| delivered.keys.get(key) != Some(number));
-        self.marks.retain(|mark, number| delivered.marks.get(mark) != Some(number));
-        self.patterns.retain(|(.., number)| delivered.patterns.iter().all(|(.., done)| done != number));
-    }
-
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn len(&self) -> usize {
-        self.keys.len() + self.marks.len() + self.patterns.len()
     }
 }

@@ -1,0 +1,44 @@
+//! How a backend serves as a tier: the one struct that builder and config file share.
+
+use crate::guard::GuardOptions;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// How a backend serves as a tier.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct TierOptions {
+    /// The longest that an entry stays fresh in this tier; stale windows follow it. Default: no limit
+    /// beside the entry's own TTL.
+    #[serde(with = "crate::options::seconds")]
+    pub ttl_max: Duration,
+    /// How long a read may take before it counts as failed. Default: 1 second: a tier that needs longer
+    /// is slower than most loaders.
+    #[serde(with = "crate::options::seconds")]
+    pub read_timeout: Duration,
+    /// How long a write or removal may take. Default: 5 seconds, because a write that is given up has to
+    /// be repeated as a removal.
+    #[serde(with = "crate::options::seconds")]
+    pub write_timeout: Duration,
+    /// Whether the tier sees a keyed hash in the place of every key. For tiers that others can look into.
+    /// Needs encryption or signing with a key for names; every node must have the same one, or it doesn't
+    /// hear of the others' removals. Listing and removing by pattern are
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) then. Namespaces and tags stay as they are. Default: no.
+    pub hide_keys: bool,
+    /// What every call passes: admission, breaker, attempts. Default: `None`, what the
+    /// [backend recommends](crate::backend::Backend::guard).
+    pub guard: Option<GuardOptions>,
+}
+
+impl Default for TierOptions {
+    fn default() -> Self {
+        TierOptions {
+            ttl_max: Duration::MAX,
+            read_timeout: Duration::from_secs(1),
+            write_timeout: Duration::from_secs(5),
+            hide_keys: false,
+            guard: None,
+        }
+    }
+}
