@@ -2,6 +2,7 @@
 //!
 //! The failure that this prevents: a writer process dies in the middle of a group commit, a checkpoint or
 //! a page write, and the next process finds a torn value, an older one, or one that was removed.
+//! A long run: `LARDER_TEST_KILLS=300`.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
 #![cfg(all(feature = "sqlite", target_os = "linux"))]
@@ -9,160 +10,21 @@
 #[path = "sqlite_support/mod.rs"]
 mod support;
 
-use larder::backend::{Backend, Durability, PutOutcome};
-use larder::entry::EntryKind;
-use larder::stamp::Stamp;
-use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
-use std::time::Duration;
-use support::{child, key, open_with, put, report};
+use std::sync::Arc;
+use support::kills::{Open, lose_nothing, write_until_killed};
 
-const CHILD: &str = "LARDER_TEST_KILL_CHILD";
-const ROUNDS: usize = 110;
-const WRITERS: u64 = 6;
+const OPEN: Open = |path, durability| {
+    Box::pin(async move { Arc::new(support::open_with(&path, durability).await.unwrap()) as _ })
+};
 
-/// What a key holds.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum State {
-    Absent,
-    Value(u64),
-}
-
-/// A body that shows when a byte of it is another's.
-fn body(writer: u64, n: u64) -> Vec<u8> {
-    let length = ((writer * 7919 + n * 104_729) % 9000) as usize;
-    let mut body = format!("{writer} {n} ").into_bytes();
-    let mut random = fastrand::Rng::with_seed(writer << 32 | n);
-    body.extend((0..length).map(|_| random.u8(..)));
-    body
-}
-
-fn parse(body: &[u8]) -> Option<(u64, u64)> {
-    let mut parts = body.splitn(3, |byte| *byte == b' ');
-    let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse().ok();
-    Some((number()?, number()?))
-}
-
-fn durability(name: &str) -> Durability {
-    if name == "process" { Durability::Process } else { Durability::Power }
-}
-
-/// The process that is killed: each writer sets and removes its own key, and reports before and after.
+/// The process that is killed.
 #[test]
 fn child_writes_until_it_is_killed() {
-    let Ok(job) = std::env::var(CHILD) else { return };
-    let mut parts = job.splitn(3, ' ');
-    let (name, first) = (parts.next().unwrap(), parts.next().unwrap().parse::<u64>().unwrap());
-    let path = Path::new(parts.next().unwrap());
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
-        let backend = std::sync::Arc::new(open_with(path, durability(name)).await.unwrap());
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|writer| {
-                let backend = backend.clone();
-                tokio::spawn(async move {
-                    let name = format!("k{writer}");
-                    for n in first.. {
-                        if n % 4 == 3 {
-                            report(&format!("begin {writer} remove 0"));
-                            backend.remove(&key(&name)).await.unwrap();
-                            report(&format!("done {writer}"));
-                        } else {
-                            let ticket = backend.ticket(&key(&name)).await.unwrap();
-                            let stamp = Stamp::new(n, 0, 1);
-                            report(&format!("begin {writer} set {n}"));
-                            let set = put(EntryKind::Set, &name, body(writer, n), ticket, stamp);
-                            let outcome = backend.put(set).await.unwrap();
-                            assert_eq!(outcome, PutOutcome::Stored);
-                            report(&format!("done {writer}"));
-                        }
-                    }
-                })
-            })
-            .collect();
-        for writer in writers {
-            writer.await.unwrap();
-        }
-    });
+    write_until_killed(OPEN);
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_over_many_kills() {
     let folder = tempfile::tempdir().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut acknowledged = 0;
-    for name in ["power", "process"] {
-        let path = folder.path().join(format!("{name}.db"));
-        let mut held: HashMap<u64, State> = (0..WRITERS).map(|writer| (writer, State::Absent)).collect();
-        for round in 0..ROUNDS / 2 {
-            let first = round as u64 * 1_000_000;
-            let job = format!("{name} {first} {}", path.display());
-            let (done, maybe) = run_and_kill(&job, &mut held);
-            acknowledged += done;
-            runtime.block_on(check(&path, name, &mut held, &maybe));
-        }
-    }
-    assert!(acknowledged > 1000, "the writers got {acknowledged} operations done: too few to mean anything");
-}
-
-/// Runs the child for a random while after its first answer. How many operations it saw done; `held`
-/// is what its reports say that the file holds, the second part what may hold instead.
-fn run_and_kill(job: &str, held: &mut HashMap<u64, State>) -> (usize, HashMap<u64, State>) {
-    let mut child = child("child_writes_until_it_is_killed", CHILD, job);
-    let mut lines = BufReader::new(child.stderr.take().unwrap());
-    let mut maybe = HashMap::new();
-    let mut done = 0;
-    let mut first = String::new();
-    lines.read_line(&mut first).unwrap();
-    assert!(first.starts_with("begin"), "the child failed: {first}");
-    // The moment of the kill is the one thing that is left to chance.
-    std::thread::sleep(Duration::from_micros(fastrand::u64(200..40_000)));
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let mut rest = String::new();
-    lines.read_to_string(&mut rest).unwrap();
-    for line in std::iter::once(first.trim()).chain(rest.lines()) {
-        match line.split(' ').collect::<Vec<_>>()[..] {
-            ["begin", writer, "remove", _] => {
-                maybe.insert(writer.parse().unwrap(), State::Absent);
-            }
-            ["begin", writer, "set", n] => {
-                maybe.insert(writer.parse().unwrap(), State::Value(n.parse().unwrap()));
-            }
-            ["done", writer] => {
-                let writer: u64 = writer.parse().unwrap();
-                let state = maybe.remove(&writer).expect("an operation is done after it began");
-                held.insert(writer, state);
-                done += 1;
-            }
-            _ => panic!("the child failed: {line}\n{rest}"),
-        }
-    }
-    (done, maybe)
-}
-
-async fn check(path: &Path, name: &str, held: &mut HashMap<u64, State>, maybe: &HashMap<u64, State>) {
-    let backend = open_with(path, durability(name)).await.unwrap();
-    assert!(backend.incidents().is_empty(), "{:?}", backend.incidents());
-    for (writer, state) in held.iter_mut() {
-        let found = match backend.get(&key(&format!("k{writer}"))).await.unwrap().found {
-            Err(_) => State::Absent,
-            Ok(sealed) => {
-                let (by, n) = parse(&sealed).expect("a torn value");
-                assert_eq!((by, sealed == body(by, n)), (*writer, true), "a torn value");
-                State::Value(n)
-            }
-        };
-        let allowed = [Some(*state), maybe.get(writer).copied()];
-        assert!(
-            allowed.contains(&Some(found)),
-            "{name}, key {writer}: found {found:?}, expected one of {allowed:?}"
-        );
-        *state = found;
-    }
-    // Closed now and then only, so that kills also meet logs that a killed process left behind.
-    if fastrand::bool() {
-        backend.close().await.unwrap();
-    }
+    lose_nothing(110, folder.path(), OPEN, |_| ());
 }
