@@ -10,23 +10,18 @@
 #[path = "files_support/mod.rs"]
 mod support;
 
-use std::sync::Arc;
-use support::kills::{Open, lose_nothing, write_until_killed};
-
-const OPEN: Open = |path, durability| {
-    Box::pin(async move { Arc::new(support::open_with(&path, durability).await.unwrap()) as _ })
-};
+use support::kills::{lose_nothing, write_until_killed};
 
 /// The process that is killed.
 #[test]
 fn child_writes_until_it_is_killed() {
-    write_until_killed(OPEN);
+    write_until_killed(support::OPEN);
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_over_many_kills() {
     let folder = support::folder();
-    lose_nothing(60, folder.path(), OPEN, |path| {
+    lose_nothing(60, folder.path(), support::OPEN, |path| {
         // What the killed process was writing is gone, but for the session that looked last.
         let orphans = std::fs::read_dir(path.join("tmp")).unwrap();
         assert!(orphans.count() <= 1, "a folder of unfinished files was left");

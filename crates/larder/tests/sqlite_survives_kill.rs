@@ -10,21 +10,16 @@
 #[path = "sqlite_support/mod.rs"]
 mod support;
 
-use std::sync::Arc;
-use support::kills::{Open, lose_nothing, write_until_killed};
-
-const OPEN: Open = |path, durability| {
-    Box::pin(async move { Arc::new(support::open_with(&path, durability).await.unwrap()) as _ })
-};
+use support::kills::{lose_nothing, write_until_killed};
 
 /// The process that is killed.
 #[test]
 fn child_writes_until_it_is_killed() {
-    write_until_killed(OPEN);
+    write_until_killed(support::OPEN);
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_over_many_kills() {
     let folder = tempfile::tempdir().unwrap();
-    lose_nothing(110, folder.path(), OPEN, |_| ());
+    lose_nothing(110, folder.path(), support::OPEN, |_| ());
 }

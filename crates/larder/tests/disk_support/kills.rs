@@ -1,20 +1,14 @@
 //! A writer process that is killed at random moments, and what has to be there afterwards. Any test binary that
 //! uses it has a test `child_writes_until_it_is_killed`, which is that process.
 
-use super::{child, key, put, report};
-use larder::backend::{Backend, Durability, PutOutcome};
+use super::{Open, child, key, put, report};
+use larder::backend::{Durability, PutOutcome};
 use larder::entry::EntryKind;
 use larder::stamp::Stamp;
 use std::collections::HashMap;
-use std::future::Future;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::Arc;
+use std::path::Path;
 use std::time::Duration;
-
-/// Opens the backend at a path.
-pub(crate) type Open = fn(PathBuf, Durability) -> Pin<Box<dyn Future<Output = Arc<dyn Backend>>>>;
 
 const CHILD: &str = "LARDER_TEST_KILL_CHILD";
 /// How many kills, for a long run.

@@ -4,14 +4,23 @@
 
 #[cfg(target_os = "linux")]
 pub(crate) mod kills;
+#[cfg(target_os = "linux")]
+pub(crate) mod processes;
 
 use bytes::Bytes;
-use larder::backend::{Backend, Put, PutOutcome, Ticket};
+use larder::backend::{Backend, Durability, Put, PutOutcome, Ticket};
 use larder::clock::NEVER_MS;
 use larder::entry::{EntryKind, Meta, Tags};
 use larder::key::{EntryKey, Namespace};
 use larder::stamp::Stamp;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+/// Opens the backend at a path.
+pub(crate) type Open = fn(PathBuf, Durability) -> Pin<Box<dyn Future<Output = Arc<dyn Backend>>>>;
 
 pub(crate) fn namespace() -> Namespace {
     Namespace::new("n").unwrap()

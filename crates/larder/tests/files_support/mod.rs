@@ -8,6 +8,7 @@ mod disk;
 pub(crate) use disk::*;
 use larder::backend::{Durability, FilesBackend, FilesOptions};
 use std::path::Path;
+use std::sync::Arc;
 
 /// In memory where that is to be had: what a sync is good for, no test but a pulled plug can see, and without
 /// them far more happens.
@@ -23,3 +24,6 @@ pub(crate) async fn open(path: &Path) -> larder::Result<FilesBackend> {
 pub(crate) async fn open_with(path: &Path, durability: Durability) -> larder::Result<FilesBackend> {
     FilesBackend::open(FilesOptions { durability, ..FilesOptions::new(path) }).await
 }
+
+pub(crate) const OPEN: Open =
+    |path, durability| Box::pin(async move { Arc::new(open_with(&path, durability).await.unwrap()) as _ });

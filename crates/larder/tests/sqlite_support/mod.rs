@@ -8,6 +8,7 @@ mod disk;
 pub(crate) use disk::*;
 use larder::backend::{Durability, SqliteBackend, SqliteOptions};
 use std::path::Path;
+use std::sync::Arc;
 
 pub(crate) async fn open(path: &Path) -> larder::Result<SqliteBackend> {
     SqliteBackend::open(SqliteOptions::new(path)).await
@@ -16,3 +17,6 @@ pub(crate) async fn open(path: &Path) -> larder::Result<SqliteBackend> {
 pub(crate) async fn open_with(path: &Path, durability: Durability) -> larder::Result<SqliteBackend> {
     SqliteBackend::open(SqliteOptions { durability, ..SqliteOptions::new(path) }).await
 }
+
+pub(crate) const OPEN: Open =
+    |path, durability| Box::pin(async move { Arc::new(open_with(&path, durability).await.unwrap()) as _ });
