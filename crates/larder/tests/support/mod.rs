@@ -9,6 +9,7 @@ use larder::key::{EntryKey, Namespace, Pattern};
 use larder::stamp::Stamp;
 use larder::{Error, ErrorKind, Result};
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 
@@ -32,6 +33,7 @@ pub(crate) enum Mood {
 pub(crate) struct Faulty {
     inner: Arc<dyn Backend>,
     mood: Mutex<Mood>,
+    panics: AtomicU64,
     held: Mutex<Option<(Moment, Arc<Notify>)>>,
 }
 
@@ -45,12 +47,23 @@ pub(crate) enum Moment {
 
 impl Faulty {
     pub(crate) fn new(inner: Arc<dyn Backend>) -> Arc<Self> {
-        Arc::new(Faulty { inner, mood: Mutex::new(Mood::Well), held: Mutex::default() })
+        Arc::new(Faulty {
+            inner,
+            mood: Mutex::new(Mood::Well),
+            panics: AtomicU64::new(0),
+            held: Mutex::default(),
+        })
     }
 
     #[allow(dead_code, reason = "each test binary uses some")]
     pub(crate) fn feel(&self, mood: Mood) {
         *self.mood.lock().unwrap() = mood;
+    }
+
+    /// How many calls have panicked.
+    #[allow(dead_code, reason = "each test binary uses some")]
+    pub(crate) fn panics(&self) -> u64 {
+        self.panics.load(SeqCst)
     }
 
     /// Lets the next put wait until it is notified.
@@ -75,7 +88,10 @@ impl Faulty {
                 Err(failed())
             }
             Mood::Hangs => std::future::pending().await,
-            Mood::Panics => panic!("a backend that panics"),
+            Mood::Panics => {
+                self.panics.fetch_add(1, SeqCst);
+                panic!("a backend that panics")
+            }
         }
     }
 }
