@@ -1,17 +1,5 @@
-//! The state that all processes on a folder share: its bytes in the file `fences`, its lock, and what is done
-//! when it was lost.
-//!
-//! ```text
-//! offset     bytes
-//!      0       256  header: "LRDRFNC", version 1; then u64s: inc, pos, next, reserved, boot, inode, marks_gen,
-//!                   marks_base, marks_end, entries, bytes, disk, flags (1 unsynced, 2 drifted, 4 has stamp);
-//!                   last_stamp (12); zeros; XXH3-64 of all before
-//!   4096    131072  4,096 stripes: u64 of the last removal, of the last accepted set, 0, XXH3-64 of these,
-//!                   seeded with inc and number
-//! 135168      8192  256 folders of entries: u64 entries, bytes, disk, XXH3-64, seeded likewise
-//! ```
-//! No record crosses a sector, so that a kill never leaves half of one; a power loss might, and then its
-//! checksum says so.
+//! The state that all processes on a folder share: its file ([`layout`]), its lock, and what is done when it
+//! was lost.
 //!
 //! Only the holder of the folder's lock writes. It counts in this order: `next` (positions that may be in use
 //! from now on), then fences, files and markers, then `pos`. A reader who has a ticket of `pos` therefore finds
@@ -22,178 +10,34 @@
 //! The header names the inode that it was written to. A file that was copied back from a backup has another
 //! one: it may have forgotten removals, so a new incarnation begins, as it does for a damaged or missing file.
 
-use super::entry::Head;
+mod layout;
+
+pub(super) use layout::{Amount, Header};
+
 use super::fault::{Guard, NAME, damaged, to_error};
 use super::folder::{Folder, FolderLock, SHARDS};
 use super::marks::Replica;
-use crate::backend::{Durability, Miss, Ticket, boot_id};
+use crate::backend::{Durability, boot_id};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::EntryKey;
 use crate::l1::fence::Markers;
-use crate::stamp::Stamp;
+use layout::{Decoded, FILE_BYTES, HEADER_BYTES, RECORD_BYTES, STRIPES, STRIPES_AT, VERSION, encode_record};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use xxhash_rust::xxh3::xxh3_64;
 
 pub(super) const FENCES: &str = "fences";
-const MAGIC: [u8; 7] = *b"LRDRFNC";
-const VERSION: u8 = 1;
-const HEADER_BYTES: usize = 256;
-const STRIPES: u64 = 4096;
-const STRIPES_AT: u64 = 4096;
-const RECORD_BYTES: u64 = 32;
-const SHARDS_AT: u64 = STRIPES_AT + STRIPES * RECORD_BYTES;
-const FILE_BYTES: u64 = SHARDS_AT + SHARDS as u64 * RECORD_BYTES;
 /// Positions reserved at once: one sync for a million removals.
 const RESERVED_AHEAD: u64 = 1 << 20;
 /// How often a reader looks again at a header that is being written.
 const TRIES: u32 = 20;
 /// Most incidents remembered.
 const INCIDENTS_MAX: usize = 16;
-
-/// The first part of the file.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Header {
-    pub(super) inc: u64,
-    pub(super) pos: u64,
-    next: u64,
-    reserved: u64,
-    boot: u64,
-    inode: u64,
-    pub(super) marks_gen: u64,
-    /// Where the log of markers ended when it was last rewritten.
-    pub(super) marks_base: u64,
-    pub(super) marks_end: u64,
-    pub(super) total: Amount,
-    pub(super) last_stamp: Option<Stamp>,
-    /// Writes since the last close in peace were not synced one by one.
-    unsynced: bool,
-    /// The amounts may be wrong: somebody was killed between a file and its count.
-    pub(super) drifted: bool,
-}
-
-/// How much is stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Amount {
-    pub(super) entries: u64,
-    /// The files' lengths.
-    pub(super) bytes: u64,
-    /// The same in whole blocks.
-    pub(super) disk: u64,
-}
-
-impl Amount {
-    pub(super) fn of(length: u64) -> Amount {
-        Amount { entries: 1, bytes: length, disk: super::folder::disk_bytes(length) }
-    }
-
-    pub(super) fn plus(self, more: Amount) -> Amount {
-        Amount {
-            entries: self.entries.saturating_add(more.entries),
-            bytes: self.bytes.saturating_add(more.bytes),
-            disk: self.disk.saturating_add(more.disk),
-        }
-    }
-
-    pub(super) fn minus(self, less: Amount) -> Amount {
-        Amount {
-            entries: self.entries.saturating_sub(less.entries),
-            bytes: self.bytes.saturating_sub(less.bytes),
-            disk: self.disk.saturating_sub(less.disk),
-        }
-    }
-}
-
-enum Decoded {
-    Sound(Header),
-    Damaged,
-    /// Written by a larder that this one doesn't know.
-    Newer(u8),
-}
-
-impl Header {
-    fn encode(&self) -> [u8; HEADER_BYTES] {
-        let mut bytes = [0; HEADER_BYTES];
-        bytes[..7].copy_from_slice(&MAGIC);
-        bytes[7] = VERSION;
-        let flags = u64::from(self.unsynced)
-            | u64::from(self.drifted) << 1
-            | u64::from(self.last_stamp.is_some()) << 2;
-        let numbers = [
-            self.inc,
-            self.pos,
-            self.next,
-            self.reserved,
-            self.boot,
-            self.inode,
-            self.marks_gen,
-            self.marks_base,
-            self.marks_end,
-            self.total.entries,
-            self.total.bytes,
-            self.total.disk,
-            flags,
-        ];
-        for (i, number) in numbers.into_iter().enumerate() {
-            bytes[8 + i * 8..][..8].copy_from_slice(&number.to_le_bytes());
-        }
-        bytes[112..124].copy_from_slice(&self.last_stamp.unwrap_or(Stamp::MIN).to_bytes());
-        let sum = xxh3_64(&bytes[..HEADER_BYTES - 8]);
-        bytes[HEADER_BYTES - 8..].copy_from_slice(&sum.to_le_bytes());
-        bytes
-    }
-
-    fn decode(bytes: &[u8; HEADER_BYTES]) -> Decoded {
-        let number = |i: usize| u64::from_le_bytes(bytes[8 + i * 8..][..8].try_into().expect("8 bytes"));
-        let sum = u64::from_le_bytes(bytes[HEADER_BYTES - 8..].try_into().expect("8 bytes"));
-        if bytes[..7] != MAGIC || sum != xxh3_64(&bytes[..HEADER_BYTES - 8]) {
-            return Decoded::Damaged;
-        }
-        if bytes[7] > VERSION {
-            return Decoded::Newer(bytes[7]);
-        }
-        let flags = number(12);
-        let stamp = Stamp::from_bytes(bytes[112..124].try_into().expect("12 bytes"));
-        Decoded::Sound(Header {
-            inc: number(0),
-            pos: number(1),
-            next: number(2),
-            reserved: number(3),
-            boot: number(4),
-            inode: number(5),
-            marks_gen: number(6),
-            marks_base: number(7),
-            marks_end: number(8),
-            total: Amount { entries: number(9), bytes: number(10), disk: number(11) },
-            unsynced: flags & 1 != 0,
-            drifted: flags & 2 != 0,
-            last_stamp: (flags & 4 != 0).then_some(stamp),
-        })
-    }
-
-    pub(super) fn ticket(&self) -> Ticket {
-        Ticket { inc: self.inc, pos: self.pos }
-    }
-
-    /// Rule A3, then the clock.
-    pub(super) fn why_invalid(&self, markers: &Markers, head: &Head, now_ms: u64) -> Option<Miss> {
-        if head.inc != self.inc || head.seen > self.reserved {
-            return Some(Miss::Incarnation);
-        }
-        markers.invalid(head.key.namespace(), &head.tags, head.seen).or_else(|| {
-            if head.stamp.is_distrusted(now_ms) {
-                Some(Miss::Clock)
-            } else {
-                head.is_gone(now_ms).then_some(Miss::Expired)
-            }
-        })
-    }
-}
 
 /// The file as this process has it open.
 #[derive(Debug)]
@@ -695,16 +539,6 @@ impl Drop for Locked<'_> {
     }
 }
 
-fn encode_record(inc: u64, number: u64, values: [u64; 3]) -> [u8; RECORD_BYTES as usize] {
-    let mut bytes = [0; RECORD_BYTES as usize];
-    for (i, value) in values.into_iter().enumerate() {
-        bytes[i * 8..][..8].copy_from_slice(&value.to_le_bytes());
-    }
-    let sum = xxh3_64_with_seed(&bytes[..24], inc ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    bytes[24..].copy_from_slice(&sum.to_le_bytes());
-    bytes
-}
-
 fn unavailable(operation: &'static str, message: &'static str) -> Error {
     Error::new(ErrorKind::Unavailable, operation).backend(NAME).message(message)
 }
@@ -780,35 +614,6 @@ mod tests {
         }
         let before = reboot(&path);
         assert_eq!(open(&path, Durability::Power).snapshot().unwrap().inc, before.inc);
-    }
-
-    #[test]
-    fn every_flipped_bit_of_header_or_record_is_refused() {
-        let header = Header {
-            inc: 1,
-            pos: 2,
-            next: 3,
-            reserved: 4,
-            boot: 5,
-            inode: 6,
-            marks_gen: 7,
-            marks_base: 8,
-            marks_end: 9,
-            total: Amount { entries: 10, bytes: 11, disk: 12 },
-            last_stamp: Some(Stamp::new(13, 14, 15)),
-            unsynced: true,
-            drifted: false,
-        };
-        let sound = header.encode();
-        assert!(matches!(Header::decode(&sound), Decoded::Sound(decoded) if decoded == header));
-        for bit in 0..HEADER_BYTES * 8 {
-            let mut bytes = sound;
-            bytes[bit / 8] ^= 1 << (bit % 8);
-            assert!(matches!(Header::decode(&bytes), Decoded::Damaged), "bit {bit}");
-        }
-        // A record of another number or incarnation is none of this one's.
-        assert_ne!(encode_record(1, 2, [3; 3]), encode_record(1, 3, [3; 3]));
-        assert_ne!(encode_record(1, 2, [3; 3]), encode_record(2, 2, [3; 3]));
     }
 
     /// A holder that was killed between a change and its publication: the next one goes on beyond it.
