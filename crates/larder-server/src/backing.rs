@@ -2,19 +2,18 @@
 
 use crate::client::{Answer, Client};
 use crate::commands::Failure;
-use crate::config::{EncryptionSettings, Secret, Settings};
+use crate::config::{Secret, Settings};
 use crate::data::{DataFolder, Occupied};
 use crate::http::{key_json, percent_encode};
-use crate::store::{self, Store};
+use crate::store::{self, OnFault, Store};
 use crate::value::{Key, StoredValue};
 use bytes::Bytes;
 use larder::backend::Quarantined;
 use larder::entry::Tags;
 use larder::envelope::Keyring;
 use larder::key::{Namespace, Pattern};
-use larder::{Cache, KeysRequest, Removal, Written};
+use larder::{Cache, HealthLevel, KeysRequest, Removal, Written};
 use serde_json::{Value, json};
-use std::path::Path;
 use std::time::Duration;
 
 /// Keys of one page of a listing.
@@ -59,25 +58,23 @@ impl Backing {
         Ok(Backing { namespace, place: Place::Server(Client::new(url, token)?) })
     }
 
-    /// A folder, or the server that has it.
+    /// What the settings say, or the server that has their folder.
     pub(crate) async fn folder(
-        path: &Path,
-        key_file: Option<&Path>,
+        settings: &Settings,
         token: Option<Secret>,
         namespace: Namespace,
     ) -> Result<Self, Failure> {
+        let path = &settings.data;
         match DataFolder::for_command(path) {
             Ok(folder) => {
-                let encryption = EncryptionSettings::for_command(Some(path), key_file)
-                    .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
-                let settings = Settings { encryption, ..Settings::default() };
                 let protection = settings.encryption.protection()?;
                 let keyring = protection.map(|protection| protection.keyring().clone());
-                let store = store::open(&settings, Some(&folder.database())).await?;
+                let store = store::open(settings, Some(folder.path()), OnFault::Fail).await?;
                 let cache = store.cache.namespace(&namespace);
                 Ok(Backing { namespace, place: Place::Folder(cache, store, folder, keyring) })
             }
             Err(Occupied::Server(Some(server))) => {
+                let token = token.or_else(|| settings.tokens.first().cloned());
                 Backing::server(&format!("http://{}", reachable(server.address)), token, namespace)
             }
             Err(Occupied::Server(None)) => {
@@ -214,6 +211,18 @@ impl Backing {
                 client.request("GET", "/v1/stats", &[], Bytes::new()).await?.accepted()?.json()
             }
             Place::Folder(_, store, ..) => Ok(serde_json::to_value(store.stats().await)?),
+        }
+    }
+
+    /// How it is, as the HTTP interface says it.
+    pub(crate) async fn health(&self, level: HealthLevel) -> Result<Value, Failure> {
+        match &self.place {
+            Place::Server(client) => {
+                let level = serde_json::to_value(level)?;
+                let path = format!("/healthz?level={}", level.as_str().unwrap_or_default());
+                client.request("GET", &path, &[], Bytes::new()).await?.accepted()?.json()
+            }
+            Place::Folder(cache, ..) => Ok(serde_json::to_value(cache.health_at(level).await)?),
         }
     }
 

@@ -2,7 +2,7 @@
 //! have an operation here or the server does not start.
 
 use super::problem::{Kind, Problem};
-use super::{App, entries, handle, listing, many};
+use super::{App, entries, handle, health, listing, many};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderValue, Request, Response, header};
@@ -71,8 +71,8 @@ impl Operation {
             Invalidate => many::invalidate(app, request).await,
             ListNamespaces => listing::namespaces(app).await,
             GetStats => listing::stats(app).await,
-            GetHealth => listing::health(app).await,
-            GetReady => listing::ready(app),
+            GetHealth => health::health(app, request).await,
+            GetReady => health::ready(app, request).await,
             GetMetrics => Ok(app.metrics_response().await),
             GetOpenApi => {
                 let mut response = Response::new(Body::from(OPENAPI));
