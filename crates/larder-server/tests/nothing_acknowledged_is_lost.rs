@@ -204,7 +204,10 @@ fn a_corrupt_database_is_set_aside() {
     server.put("/v1/cache/ns/k", b"v").is(204);
     let health = server.get("/healthz").is(200).json();
     assert_eq!(health["state"], "degraded", "{health}");
-    assert!(health["tiers"][0]["reasons"][0]["detail"].as_str().unwrap().contains("set aside as"), "{health}");
+    assert!(
+        health["tiers"][0]["reasons"][0]["detail"].as_str().unwrap().contains("set aside as"),
+        "{health}"
+    );
     server.stop();
     let server = Server::start(folder.path(), &[]);
     assert_eq!(server.get("/v1/cache/ns/k").is(200).text(), "v");

@@ -57,7 +57,9 @@ impl Address {
 
 /// Whether a setting of this name has hosts without a scheme before them.
 fn is_host(setting: &str) -> bool {
-    ["server", "servers", "host", "hosts", "node", "nodes", "address", "addresses"].contains(&setting)
+    setting.ends_with("url")
+        || setting.ends_with("urls")
+        || ["server", "servers", "host", "hosts", "node", "nodes", "address", "addresses"].contains(&setting)
 }
 
 /// The hosts before the path, without their ports: some URLs have several.

@@ -207,7 +207,10 @@ impl de::Error for ConfigError {
 pub(crate) fn unknown(name: &str, known: &[&str]) -> String {
     let nearest = known.iter().min_by_key(|other| distance(name, other));
     match nearest {
-        Some(nearest) if distance(name, nearest) <= 1 + name.len() / 3 => {
+        Some(nearest)
+            if distance(name, nearest) <= 1 + name.len() / 3
+                || name.len() > 3 && nearest.starts_with(name) =>
+        {
             format!("there is no such setting; did you mean {nearest}?")
         }
         _ => format!("there is no such setting; allowed are {}", known.join(", ")),

@@ -273,41 +273,28 @@ impl TierSettings {
         Ok(settings)
     }
 
-    /// The settings as the backend takes them. A setting that it refuses is tried in its other readings.
+    /// The settings as the backend takes them: each in the first reading that it accepts.
     fn typed(
         &self,
         settings: Vec<(String, Node)>,
         registry: &Registry,
     ) -> Result<Map<String, Json>, ConfigError> {
-        let readings: Vec<(String, Vec<Json>)> =
-            settings.iter().map(|(name, node)| (name.clone(), readings(name, node))).collect();
-        let mut chosen: Map<String, Json> =
-            readings.iter().map(|(name, readings)| (name.clone(), readings[0].clone())).collect();
-        let complaint = |settings: &Map<String, Json>| {
-            registry.check(&self.backend, Json::Object(settings.clone())).err().map(|error| error.to_string())
+        // Alone, so that the complaint is about this one. That others are missing is found when all are read.
+        let complaint = |name: &str, reading: &Json| {
+            let alone = Json::Object(Map::from_iter([(name.to_owned(), reading.clone())]));
+            let complaint = registry.check(&self.backend, alone).err()?.to_string();
+            (!complaint.contains("missing field")).then_some(complaint)
         };
-        for (name, readings) in &readings {
-            let mut without = chosen.clone();
-            without.remove(name);
-            let others = complaint(&without);
-            // What is missing is not this setting's fault, and neither is what is wrong without it.
-            let is_refused = |settings: &Map<String, Json>| {
-                complaint(settings).filter(|complaint| {
-                    others
-                        .as_ref()
-                        .is_none_or(|others| others != complaint && others.contains("missing field"))
-                })
+        let mut chosen = Map::new();
+        for (name, node) in settings {
+            let readings = readings(&name, &node);
+            match readings.iter().find(|reading| complaint(&name, reading).is_none()) {
+                Some(reading) => chosen.insert(name, reading.clone()),
+                None => {
+                    let complaint = complaint(&name, &readings[0]).unwrap_or_default();
+                    return Err(self.refusal(&name, in_words(&complaint)));
+                }
             };
-            let Some(first) = is_refused(&chosen) else { continue };
-            let other = readings.iter().skip(1).find(|reading| {
-                let mut with = chosen.clone();
-                with.insert(name.clone(), (*reading).clone());
-                is_refused(&with).is_none()
-            });
-            match other {
-                Some(reading) => drop(chosen.insert(name.clone(), reading.clone())),
-                None => return Err(self.refusal(name, in_words(&first))),
-            }
         }
         Ok(chosen)
     }
@@ -525,6 +512,10 @@ impl TierSettings {
         });
         match named {
             Some(setting) => self.refusal(setting, message.clone()),
+            // Its parts are named, and not it.
+            None if self.guard.is_some() && error.operation() == "build" => {
+                self.refusal("guard", message.clone())
+            }
             None => self.refusal("", message.clone()),
         }
     }

@@ -1,9 +1,9 @@
 //! Asks the tiers how they are: at most once at a time for each level, and not again while the last answer is
 //! new. Whoever asks in between gets that one, so that no number of probes is load for a tier.
 
-use super::{Cache, Key, Shared, Value};
+use super::{Cache, Key, Shared, Value, catch_panic};
 use crate::entry::{EntryKind, Meta, Tags};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::health::{Asked, Health, HealthLevel, HealthOptions, TierHealth};
 use crate::key::{EntryKey, Namespace};
 use crate::pressure::{Cgroup, MemorySource, share_used};
@@ -71,7 +71,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         if level == HealthLevel::Ping {
             return shared.known_health();
         }
-        loop {
+        // The second time where the runtime that the check ran on was shut down: then on this caller's.
+        for _ in 0..2 {
             let mut answer = match shared.join_check(level) {
                 Ok(health) => return health,
                 Err(answer) => answer,
@@ -81,8 +82,8 @@ impl<K: Key, V: Value> Cache<K, V> {
             {
                 return health.clone();
             }
-            // The runtime that the check ran on was shut down: the next one runs on this caller's.
         }
+        shared.known_health()
     }
 }
 
@@ -128,7 +129,13 @@ impl<K: Key, V: Value> Shared<K, V> {
     }
 
     async fn check(&self, level: HealthLevel) -> Health {
-        let asked = self.tiers.iter().map(|tier| self.ask(tier, level));
+        let asked = self.tiers.iter().map(|tier| async move {
+            let panicked = |message| {
+                let error = Error::new(ErrorKind::Panicked, "check").backend(tier.name().to_owned());
+                Asked { ping: Some(Err(error.message(message))), ..Asked::default() }
+            };
+            catch_panic(self.ask(tier, level)).await.unwrap_or_else(panicked)
+        });
         let asked = together(asked.collect()).await;
         let judged = self.tiers.iter().zip(asked);
         // What is known is looked at last: an answer may have changed it.
