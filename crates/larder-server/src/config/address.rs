@@ -24,34 +24,59 @@ const TLS_MODES: [&str; 3] = ["require", "verify-ca", "verify-full"];
 impl Address {
     /// Reads a text that a setting of this name has; `None` if it is no address.
     pub(super) fn of(setting: &str, text: &str) -> Option<Self> {
+        if !text.contains("://") && text.contains("host=") {
+            return Some(Address::of_words(text));
+        }
         let (scheme, rest) = match text.split_once("://") {
             Some((scheme, rest)) => (scheme.to_ascii_lowercase(), rest),
             None if is_host(setting) => (String::new(), text),
             None => return None,
         };
         let (rest, query) = rest.split_once(['?', '#']).unwrap_or((rest, ""));
-        let is_socket = scheme.contains("unix") || rest.starts_with('/');
+        let is_socket = scheme.contains("unix");
         let (user, location) = match rest.rsplit_once('@') {
             Some((user, location)) if !is_socket => (user, location),
             _ => ("", rest),
         };
-        let of_query = |names: &[&str]| {
-            let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-            pairs
-                .filter(|(name, _)| names.contains(name))
-                .map(|(_, value)| value)
-                .find(|value| !value.is_empty())
+        let pairs: Vec<(&str, &str)> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
+        let (authority, path) = location.split_once('/').unwrap_or((location, ""));
+        let place = if is_socket { location } else { authority };
+        let has_password = user.split_once(':').is_some_and(|(_, password)| !password.is_empty());
+        let mut address = Address::of_pairs(place, path, &pairs);
+        address.is_local |= is_socket;
+        address.has_password |= has_password;
+        address.has_tls |= TLS_SCHEMES.contains(&&*scheme);
+        Some(address)
+    }
+
+    /// `host=h user=u ...`, as PostgreSQL's clients write it.
+    fn of_words(text: &str) -> Self {
+        let pairs: Vec<(&str, &str)> =
+            text.split_whitespace().filter_map(|pair| pair.split_once('=')).collect();
+        Address::of_pairs("", "", &pairs)
+    }
+
+    /// Hosts may stand in front, among the pairs, or both.
+    fn of_pairs(authority: &str, path: &str, pairs: &[(&str, &str)]) -> Self {
+        let values = |names: &'static [&'static str]| {
+            let of = pairs.iter().filter(|(name, value)| names.contains(name) && !value.is_empty());
+            of.map(|(_, value)| value.trim_matches('\'')).collect::<Vec<_>>()
         };
-        let has_password = user.split_once(':').is_some_and(|(_, password)| !password.is_empty())
-            || of_query(&["pass", "password"]).is_some();
-        let has_tls = TLS_SCHEMES.contains(&&*scheme)
-            || of_query(&["sslmode"]).is_some_and(|mode| TLS_MODES.contains(&mode));
-        let mut place = location.trim_end_matches('/').to_ascii_lowercase();
-        if let Some(database) = of_query(&["db", "dbname"]) {
-            place = format!("{place}/{database}");
+        let mut hosts: Vec<String> =
+            values(&["host", "hostaddr"]).iter().map(|host| (*host).to_owned()).collect();
+        if hosts.is_empty() || !authority.is_empty() {
+            hosts.push(authority.to_owned());
         }
-        let is_local = is_socket || hosts(location).all(|host| is_loopback(&host));
-        Some(Address { place, is_local, has_tls, has_password })
+        let is_local = hosts.iter().flat_map(|hosts| hosts.split(',')).all(|host| is_local(&host_of(host)));
+        let database = values(&["db", "dbname"]).first().map_or(path, |database| database);
+        let ports: String = values(&["port"]).iter().map(|port| format!(":{port}")).collect();
+        let place = format!("{}{ports}/{}", hosts.join(","), database.trim_matches('/'));
+        Address {
+            place: place.trim_matches('/').to_ascii_lowercase(),
+            is_local,
+            has_tls: values(&["sslmode"]).iter().any(|mode| TLS_MODES.contains(mode)),
+            has_password: !values(&["pass", "password"]).is_empty(),
+        }
     }
 }
 
@@ -62,17 +87,21 @@ fn is_host(setting: &str) -> bool {
         || ["server", "servers", "host", "hosts", "node", "nodes", "address", "addresses"].contains(&setting)
 }
 
-/// The hosts before the path, without their ports: some URLs have several.
-fn hosts(location: &str) -> impl Iterator<Item = String> + '_ {
-    let authority = location.split('/').next().unwrap_or_default();
-    authority.split(',').map(|host| match host.strip_prefix('[') {
+/// A host without its port.
+fn host_of(host: &str) -> String {
+    match host.strip_prefix('[') {
         Some(v6) => v6.split(']').next().unwrap_or_default().to_owned(),
+        None if host.starts_with('/') || host.matches(':').count() > 1 => host.to_owned(),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name).to_ascii_lowercase(),
-    })
+    }
 }
 
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+/// Loopback, or a folder with a socket.
+fn is_local(host: &str) -> bool {
+    host == "localhost"
+        || host.starts_with(['/', '@'])
+        || host.starts_with("%2f")
+        || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Whether a setting of this name is a secret whatever it looks like.
@@ -113,6 +142,14 @@ mod tests {
             (("url", "postgres://127.0.0.1,db.example/x"), (false, false, false)),
             (("url", "redis://127.0.0.1.evil.example"), (false, false, false)),
             (("url", "quic://10.0.0.1"), (false, false, false)),
+            (("url", "postgres:///x?host=10.0.0.1"), (false, false, false)),
+            (("url", "postgres://localhost/x?host=10.0.0.1"), (false, false, false)),
+            (("url", "postgres://%2Frun%2Fpostgresql/x"), (true, false, false)),
+            (("url", "host=/run/postgresql user=u dbname=x"), (true, false, false)),
+            (("url", "host=/run/a,db.example password='p'"), (false, false, true)),
+            (("url", "host=10.0.0.1 sslmode=require password=p"), (false, true, true)),
+            (("url", "127.0.0.1"), (true, false, false)),
+            (("url", "whatever"), (false, false, false)),
             (("servers", "127.0.0.1:11211"), (true, false, false)),
             (("servers", "10.0.0.7:11211"), (false, false, false)),
         ] {
@@ -123,6 +160,8 @@ mod tests {
         let place = |text| Address::of("url", text).unwrap().place;
         assert_eq!(place("redis://a:b@H:1/2"), place("rediss://h:1/2/"));
         assert_ne!(place("redis://h:1/2"), place("redis://h:1/3"));
+        assert_ne!(place("unix:///a"), place("unix:///b"));
+        assert_ne!(place("host=h dbname=a"), place("host=h dbname=b"));
     }
 
     #[test]
@@ -132,6 +171,7 @@ mod tests {
             ("url", "redis://hush@h"),
             ("url", "unix:///run/s?pass=hush"),
             ("url", "redis://a:b@hush@h"),
+            ("url", "host=h password=hush"),
             ("password", "hush"),
             ("auth_token", "hush"),
         ] {
