@@ -7,6 +7,7 @@ mod address;
 mod encryption;
 mod file;
 mod node;
+mod refusals;
 mod tiers;
 mod units;
 
