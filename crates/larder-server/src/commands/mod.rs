@@ -12,6 +12,7 @@ mod keyring;
 mod keys;
 mod lines;
 mod migrate;
+mod report;
 mod serve;
 mod set;
 mod stats;
@@ -53,6 +54,10 @@ enum Command {
     Stats(stats::Stats),
     /// Show how the cache and each tier are; ends with 2 if it should get no requests
     Health(health::Health),
+    /// Say that an entry did what it is for, or not; after three bad reports in a row it is removed
+    Report(report::Report),
+    /// List what was reported, as JSON lines
+    Reports(report::Reports),
     /// Show what each tier knows of a key
     Explain(explain::Explain),
     /// Write all entries as JSON lines, with tags and expiries
@@ -169,6 +174,8 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Flush(flush) => block_on(flush.run()),
         Command::Stats(stats) => block_on(stats.run()),
         Command::Health(health) => block_on(health.run()),
+        Command::Report(report) => block_on(report.run()),
+        Command::Reports(reports) => block_on(reports.run()),
         Command::Explain(explain) => block_on(explain.run()),
         Command::Export(export) => block_on(export.run()),
         Command::Import(import) => block_on(import.run()),

@@ -17,19 +17,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Settings of a tier that are no settings of its backend. Those from the third on are the library's.
-const OWN: [&str; 9] = [
-    "backend",
-    "allow_plaintext",
-    "allow_unauthenticated",
-    "name",
-    "ttl_max",
-    "read_timeout",
-    "write_timeout",
-    "hide_keys",
-    "guard",
-];
-const OF_SERVER: usize = 3;
+/// Settings of a tier that are neither its backend's nor the library's.
+const OF_SERVER: [&str; 3] = ["backend", "allow_plaintext", "allow_unauthenticated"];
 /// Largest file with a secret.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
 
@@ -156,15 +145,16 @@ impl TierSettings {
             name,
         };
         let of_backend = registry.settings(backend_name);
-        tier.check_names(entries, of_backend)?;
+        let of_library = names_of_options();
+        tier.check_names(entries, &of_library, of_backend)?;
         let mut own = Vec::new();
         let mut others = Vec::new();
         for (name, value) in entries {
             tier.origins.insert(name.text.clone(), value.origin.clone());
-            match OWN.iter().position(|own| *own == name.text) {
-                Some(at) if at >= OF_SERVER => own.push((name.clone(), value.clone())),
-                Some(_) => {}
-                None => others.push((name.text.clone(), value.clone())),
+            if of_library.contains(&name.text) {
+                own.push((name.clone(), value.clone()));
+            } else if !OF_SERVER.contains(&&*name.text) {
+                others.push((name.text.clone(), value.clone()));
             }
         }
         let own = Node::new(Value::Table(own), node.origin.clone());
@@ -195,6 +185,7 @@ impl TierSettings {
     fn check_names(
         &self,
         entries: &[(Name, Node)],
+        of_library: &[String],
         of_backend: Option<&'static [&'static str]>,
     ) -> Result<(), ConfigError> {
         let Some(of_backend) = of_backend else { return Ok(()) };
@@ -202,11 +193,12 @@ impl TierSettings {
             if entries[..at].iter().any(|(other, _)| other.text == name.text) {
                 return Err(self.refusal_at(&name.text, name.origin.clone(), "is set twice".to_owned()));
             }
+            let own = OF_SERVER.into_iter().chain(of_library.iter().map(String::as_str));
+            let known: Vec<&str> = own.chain(of_backend.iter().copied()).collect();
             let stem = name.text.strip_suffix("_file").unwrap_or(&name.text);
-            if OWN.contains(&&*name.text) || of_backend.contains(&&*name.text) || of_backend.contains(&stem) {
+            if known.contains(&&*name.text) || of_backend.contains(&stem) {
                 continue;
             }
-            let known: Vec<&str> = OWN.iter().chain(of_backend).copied().collect();
             return Err(self.refusal_at(&name.text, name.origin.clone(), unknown(&name.text, &known)));
         }
         Ok(())
@@ -386,6 +378,12 @@ fn overlay(set: &Node, from: &Json, into: &mut Json) {
     entries.iter().for_each(|(name, node)| overlay(node, &from[&name.text], &mut into[&name.text]));
 }
 
+/// The settings that every tier has, as the library names them.
+fn names_of_options() -> Vec<String> {
+    let options = serde_json::to_value(TierOptions::default()).unwrap_or_default();
+    options.as_object().into_iter().flat_map(Map::keys).cloned().collect()
+}
+
 /// What a setting may mean, the likeliest first.
 fn readings(name: &str, node: &Node) -> Vec<Json> {
     match &node.value {
@@ -477,19 +475,18 @@ impl fmt::Debug for TierSettings {
 mod tests {
     use super::*;
 
-    /// A tier's own settings hide a backend's of the same name, and every one of the library's is known.
+    /// A tier's own settings would hide a backend's of the same name.
     #[test]
-    fn own_settings_are_the_librarys_and_no_backends() {
-        let options = serde_json::to_value(TierOptions::default()).unwrap();
-        let mut names: Vec<&String> = options.as_object().unwrap().keys().collect();
-        let mut own = OWN[OF_SERVER..].to_vec();
-        names.sort();
-        own.sort_unstable();
-        assert_eq!(names, own);
+    fn own_settings_are_no_backends() {
+        let own = names_of_options();
+        assert!(own.len() >= 6 && own.iter().all(|name| !OF_SERVER.contains(&&**name)), "{own:?}");
         let registry = Registry::with_defaults();
         for backend in registry.names() {
             for setting in registry.settings(backend).unwrap() {
-                assert!(!OWN.contains(setting), "{backend} has {setting}");
+                assert!(
+                    !own.iter().any(|own| own == setting) && !OF_SERVER.contains(setting),
+                    "{backend}.{setting}"
+                );
             }
         }
     }

@@ -11,11 +11,13 @@ mod locks;
 mod many;
 mod metrics;
 mod problem;
+mod reports;
 mod routes;
 mod server;
 mod target;
 
 pub(crate) use listing::key_json;
+pub(crate) use reports::{past_json, standing_json};
 pub(crate) use server::{Ended, serve};
 pub(crate) use target::percent_encode;
 
