@@ -321,3 +321,21 @@ fn variables_set_what_a_tier_of_that_name_has() {
     }
     refused("a.yaml", "", &[("LARDER_TIERS__REDIS__URL", "x")], &["it has none"]);
 }
+
+/// What the documents show works.
+#[test]
+fn the_examples_are_accepted() {
+    let readme = include_str!("../../../README.md");
+    let yaml = readme.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    let shown = accepted(yaml, &[]);
+    assert_eq!(shown["tiers"][1]["guard"]["breaker"]["open_for"], 3.0);
+    let example = include_str!("../larder.example.toml");
+    let tiers = &example[example.find("# [[tiers]]").unwrap()..];
+    let tiers: String =
+        tiers.lines().map(|line| format!("{}\n", line.trim_start_matches(['#', ' ']))).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let variables =
+        [("LARDER_TIERS__SHARED__URL", "rediss://:hush@cache.example"), ("LARDER_SINGLE_NODE", "true")];
+    let output = check(folder.path(), "a.toml", &tiers, &variables);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -185,6 +185,26 @@ fn readiness_is_as_it_is_set_and_liveness_is_not() {
     assert_eq!(ready(&server).0, "degraded");
 }
 
+/// A probe that waits for a tier is given up, and the process restarted or left without requests.
+#[test]
+fn probes_wait_for_no_tier() {
+    let world = World::new();
+    let patient = [
+        ("LARDER_TIERS__SHARED__READ_TIMEOUT", "120"),
+        ("LARDER_TIERS__SHARED__WRITE_TIMEOUT", "120"),
+        ("LARDER_HEALTH__TIMEOUT", "120"),
+    ];
+    let server = world.server(&world.config(""), &patient);
+    assert!(is_healthy(&server));
+    world.redis.signal(libc::SIGSTOP);
+    for path in ["/healthz", "/readyz", "/metrics", "/readyz", "/healthz?level=ping"] {
+        // The client gives up long before the tier.
+        server.get(path).is(200);
+    }
+    world.redis.signal(libc::SIGCONT);
+    eventually("the check that nobody waited for is over", || is_healthy(&server));
+}
+
 #[test]
 fn a_server_that_stops_is_not_ready() {
     let folder = tempfile::tempdir().unwrap();
