@@ -197,8 +197,11 @@ fn probes_wait_for_no_tier() {
     let server = world.server(&world.config(""), &patient);
     assert!(is_healthy(&server));
     world.redis.signal(libc::SIGSTOP);
-    for path in ["/healthz", "/readyz", "/metrics", "/readyz", "/healthz?level=ping"] {
-        // The client gives up long before the tier.
+    // The client gives up long before the tier.
+    eventually("the last answer is too old, and a new one does not come", || {
+        server.get("/readyz").is(200).json()["level"] == "ping"
+    });
+    for path in ["/healthz", "/readyz", "/metrics", "/healthz?level=ping"] {
         server.get(path).is(200);
     }
     world.redis.signal(libc::SIGCONT);
