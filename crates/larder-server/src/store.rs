@@ -111,7 +111,10 @@ pub(crate) async fn open(
     let (mut backends, mut faults) = (Vec::new(), Vec::new());
     let mut fault = |error: String| match on_fault {
         OnFault::Fail => Err(Failure::new(error)),
-        OnFault::GoOn => Ok(faults.push(error)),
+        OnFault::GoOn => {
+            faults.push(error);
+            Ok(())
+        }
     };
     match (&settings.tiers, folder) {
         (None, None) => {}

@@ -301,7 +301,7 @@ impl TierSettings {
             match value {
                 Json::String(text) => texts.push((&**setting, &**text)),
                 Json::Array(items) => {
-                    texts.extend(items.iter().filter_map(|item| Some((&**setting, item.as_str()?))))
+                    texts.extend(items.iter().filter_map(|item| Some((&**setting, item.as_str()?))));
                 }
                 _ => {}
             }
