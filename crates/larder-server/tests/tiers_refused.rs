@@ -157,10 +157,7 @@ fn what_contradicts_itself() {
         ),
         (
             format!("l1: {{ttl_max: 5}}\ntiers:\n{shared}  - backend: sqlite\n    ttl_max: 5"),
-            &[
-                "a.yaml:5:14: tiers.sqlite.backend: this node's own tier stands below redis",
-                "single_node = true",
-            ],
+            &["a.yaml:5:14: tiers.sqlite.backend: this node's own tier stands below redis", "Put it above"],
         ),
         (
             format!("tiers:\n{shared}"),
@@ -178,7 +175,9 @@ fn what_contradicts_itself() {
         refused("a.yaml", &text, &[], expected);
     }
     accepted(&format!("l1: {{ttl_max: 5}}\ntiers:\n  - backend: sqlite\n    ttl_max: 5\n{shared}"), &[]);
-    accepted(&format!("single_node: true\ntiers:\n{shared}  - backend: sqlite"), &[]);
+    let below = format!("single_node: true\ntiers:\n{shared}  - backend: sqlite");
+    refused("a.yaml", &below, &[], &["this node's own tier stands below redis"]);
+    accepted(&format!("single_node: true\ntiers:\n  - backend: sqlite\n{shared}"), &[]);
     accepted(&format!("single_node: true\ntiers:\n{shared}{shared}    name: two\n    prefix: other"), &[]);
 }
 

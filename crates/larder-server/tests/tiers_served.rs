@@ -351,11 +351,11 @@ fn every_kind_of_tier_takes_its_place() {
         "single_node": true,
         "tiers": [
             {"backend": "memory", "bytes_max": "8 MiB"},
-            {"backend": "redis", "url": world.redis.unix(), "prefix": "top"},
+            {"backend": "sqlite"},
             {"backend": "jsonl", "ttl_max": 60},
             {"backend": "files", "guard": {"retry": {"attempts_max": 2}}},
+            {"backend": "redis", "url": world.redis.unix(), "prefix": "top"},
             {"backend": "redis", "name": "low", "url": world.redis.tcp(), "prefix": "low"},
-            {"backend": "sqlite"},
         ],
     });
     std::fs::write(&config, tiers.to_string()).unwrap();

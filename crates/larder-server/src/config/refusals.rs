@@ -103,18 +103,18 @@ impl TierSettings {
             );
             return Err(self.refusal("backend", message));
         }
-        if settings.single_node {
-            return Ok(());
-        }
         if !self.is_shared()
             && let Some(other) = above.iter().find(|other| other.is_shared())
         {
             let message = format!(
                 "this node's own tier stands below {}, which nodes share: what another node removes there would \
-                 come back from here. Put it above, or set single_node = true if no other node uses {}",
-                other.name, other.name
+                 come back from here, for all of them. Put it above",
+                other.name
             );
             return Err(self.refusal("backend", message));
+        }
+        if settings.single_node {
+            return Ok(());
         }
         if let Some(shared) = below.iter().chain([self]).find(|tier| tier.is_shared()) {
             let cure = "no other node tells this one what it removes, so that it is served from here until then; \
