@@ -197,6 +197,17 @@ async fn failed_calls_count_by_their_share_until_they_are_old() {
 }
 
 #[tokio::test]
+async fn an_open_breaker_is_a_reason_until_it_is_given_free() {
+    let world = world(1, |_| ());
+    world.cache.set_breakers("tier-0", larder::BreakerMode::ForcedOpen).unwrap();
+    let (health, _) = world.at(HealthLevel::Full).await;
+    assert_eq!(kinds(&health.tiers[0].reasons), ["breaker", "breaker"]);
+    assert!(health.tiers[0].round_trip_us.is_some(), "a check is no call that a breaker counts");
+    world.cache.set_breakers("tier-0", larder::BreakerMode::Automatic).unwrap();
+    assert_eq!(world.at(HealthLevel::Ping).await.0.state, HealthState::Healthy);
+}
+
+#[tokio::test]
 async fn a_backend_that_panics_is_a_tier_without_an_answer() {
     let world = world(1, |_| ());
     world.tiers[0].feel(Mood::Panics);
