@@ -2,19 +2,19 @@
 
 use crate::client::{Answer, Client};
 use crate::commands::Failure;
-use crate::config::{EncryptionSettings, Secret, Settings};
+use crate::config::{Secret, Settings};
 use crate::data::{DataFolder, Occupied};
-use crate::http::{key_json, percent_encode};
-use crate::store::{self, Store};
+use crate::http::{key_json, past_json, percent_encode, standing_json};
+use crate::store::{self, OnFault, Store};
 use crate::value::{Key, StoredValue};
 use bytes::Bytes;
 use larder::backend::Quarantined;
 use larder::entry::Tags;
 use larder::envelope::Keyring;
 use larder::key::{Namespace, Pattern};
-use larder::{Cache, KeysRequest, Removal, Written};
+use larder::report::{Query, Report, Verdict};
+use larder::{Cache, HealthLevel, KeysRequest, Removal, Written};
 use serde_json::{Value, json};
-use std::path::Path;
 use std::time::Duration;
 
 /// Keys of one page of a listing.
@@ -59,25 +59,23 @@ impl Backing {
         Ok(Backing { namespace, place: Place::Server(Client::new(url, token)?) })
     }
 
-    /// A folder, or the server that has it.
+    /// What the settings say, or the server that has their folder.
     pub(crate) async fn folder(
-        path: &Path,
-        key_file: Option<&Path>,
+        settings: &Settings,
         token: Option<Secret>,
         namespace: Namespace,
     ) -> Result<Self, Failure> {
+        let path = &settings.data;
         match DataFolder::for_command(path) {
             Ok(folder) => {
-                let encryption = EncryptionSettings::for_command(Some(path), key_file)
-                    .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
-                let settings = Settings { encryption, ..Settings::default() };
                 let protection = settings.encryption.protection()?;
                 let keyring = protection.map(|protection| protection.keyring().clone());
-                let store = store::open(&settings, Some(&folder.database())).await?;
+                let store = store::open(settings, Some(folder.path()), OnFault::Fail).await?;
                 let cache = store.cache.namespace(&namespace);
                 Ok(Backing { namespace, place: Place::Folder(cache, store, folder, keyring) })
             }
             Err(Occupied::Server(Some(server))) => {
+                let token = token.or_else(|| settings.tokens.first().cloned());
                 Backing::server(&format!("http://{}", reachable(server.address)), token, namespace)
             }
             Err(Occupied::Server(None)) => {
@@ -192,12 +190,9 @@ impl Backing {
                         path.push_str(&format!("&{name}={}", percent_encode(value.as_bytes())));
                     }
                 }
-                let mut page = client.request("GET", &path, &[], Bytes::new()).await?.accepted()?.json()?;
+                let page = client.request("GET", &path, &[], Bytes::new()).await?.accepted()?.json()?;
                 let next = page["next"].as_str().map(str::to_owned);
-                match page["keys"].take() {
-                    Value::Array(keys) => Ok(Page { keys, next }),
-                    _ => Err(Failure::new("the server's answer holds no keys")),
-                }
+                Ok(Page { keys: listed(page, "keys")?, next })
             }
             Place::Folder(cache, ..) => {
                 let pattern = pattern.map(Pattern::new).transpose()?;
@@ -214,6 +209,81 @@ impl Backing {
                 client.request("GET", "/v1/stats", &[], Bytes::new()).await?.accepted()?.json()
             }
             Place::Folder(_, store, ..) => Ok(serde_json::to_value(store.stats().await)?),
+        }
+    }
+
+    /// Reports on an entry; the bad reports in a row, and whether that was one too many.
+    pub(crate) async fn report(&self, key: &str, report: &Report) -> Result<(u64, bool), Failure> {
+        match &self.place {
+            Place::Server(client) => {
+                let headers = [("content-type", "application/json".to_owned())];
+                let body = json!({
+                    "verdict": if report.verdict() == Verdict::Good { "good" } else { "bad" },
+                    "latency": report.named_latency().map(|latency| latency.as_secs_f64()),
+                    "source": report.named_source(),
+                    "note": report.named_note(),
+                });
+                let path = self.path("reports", key);
+                let answer = client.request("POST", &path, &headers, body.to_string().into()).await?;
+                let answer = answer.accepted()?.json()?;
+                Ok((answer["in_a_row"].as_u64().unwrap_or(0), answer["is_evicted"] == true))
+            }
+            Place::Folder(cache, ..) => {
+                let reported = cache.report(&Key::from(key), report.clone()).await?;
+                Ok((reported.in_a_row.into(), reported.is_evicted))
+            }
+        }
+    }
+
+    /// What was reported of an entry, the newest first, as the HTTP interface says it.
+    pub(crate) async fn history(&self, key: &str) -> Result<Vec<Value>, Failure> {
+        match &self.place {
+            Place::Server(client) => {
+                let answer = client.request("GET", &self.path("reports", key), &[], Bytes::new()).await?;
+                listed(answer.accepted()?.json()?, "reports")
+            }
+            Place::Folder(cache, ..) => {
+                Ok(cache.history(&Key::from(key)).await?.iter().map(past_json).collect())
+            }
+        }
+    }
+
+    /// A page of what was reported on, and where it goes on.
+    pub(crate) async fn standings(&self, query: &Query) -> Result<(Vec<Value>, Option<String>), Failure> {
+        match &self.place {
+            Place::Server(client) => {
+                let mut path = format!("/v1/standings/{}?limit={}", self.namespace.as_str(), query.limit);
+                let verdict =
+                    query.verdict.map(|verdict| if verdict == Verdict::Good { "good" } else { "bad" });
+                for (name, value) in [
+                    ("source", query.source.as_deref()),
+                    ("after", query.after.as_deref()),
+                    ("verdict", verdict),
+                ] {
+                    if let Some(value) = value {
+                        path.push_str(&format!("&{name}={}", percent_encode(value.as_bytes())));
+                    }
+                }
+                let page = client.request("GET", &path, &[], Bytes::new()).await?.accepted()?.json()?;
+                let next = page["next"].as_str().map(str::to_owned);
+                Ok((listed(page, "entries")?, next))
+            }
+            Place::Folder(cache, ..) => {
+                let page = cache.by_health(query).await?;
+                Ok((page.entries.iter().map(standing_json).collect(), page.next))
+            }
+        }
+    }
+
+    /// How it is, as the HTTP interface says it.
+    pub(crate) async fn health(&self, level: HealthLevel) -> Result<Value, Failure> {
+        match &self.place {
+            Place::Server(client) => {
+                let level = serde_json::to_value(level)?;
+                let path = format!("/healthz?level={}", level.as_str().unwrap_or_default());
+                client.request("GET", &path, &[], Bytes::new()).await?.accepted()?.json()
+            }
+            Place::Folder(cache, ..) => Ok(serde_json::to_value(cache.health_at(level).await)?),
         }
     }
 
@@ -265,6 +335,14 @@ impl Backing {
             Place::Server(_) => Ok(()),
             Place::Folder(cache, ..) => Ok(cache.close().await?),
         }
+    }
+}
+
+/// The list of an answer.
+fn listed(mut answer: Value, member: &str) -> Result<Vec<Value>, Failure> {
+    match answer[member].take() {
+        Value::Array(items) => Ok(items),
+        _ => Err(Failure::new(format!("the server's answer holds no {member}"))),
     }
 }
 

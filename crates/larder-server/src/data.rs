@@ -41,6 +41,13 @@ pub(crate) enum Occupied {
 const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 3000 });
 const LOCK_FILE: &str = "server.lock";
 const ANNOUNCEMENT_FILE: &str = "server.json";
+const CONFIG_FILE: &str = "tiers.json";
+
+/// Where the tiers of a folder are listed.
+#[derive(Debug, Serialize, Deserialize)]
+struct Remembered {
+    config: PathBuf,
+}
 
 impl DataFolder {
     /// Takes a folder for a server, making it if it is missing.
@@ -100,9 +107,19 @@ impl DataFolder {
         &self.path
     }
 
-    /// Where the database is.
-    pub(crate) fn database(&self) -> PathBuf {
-        database_in(&self.path)
+    /// Remembers which configuration lists the tiers that the folder is used with, so that commands use the
+    /// same; without one, that its database is in it.
+    pub(crate) fn remember_config(&self, config: Option<&Path>) -> io::Result<()> {
+        let file = self.path.join(CONFIG_FILE);
+        let Some(config) = config else {
+            return match std::fs::remove_file(file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
+        };
+        let draft = self.path.join("tiers.json.new");
+        std::fs::write(&draft, serde_json::to_string(&Remembered { config: std::path::absolute(config)? })?)?;
+        std::fs::rename(draft, file)
     }
 
     /// Says where this server listens.
@@ -123,7 +140,16 @@ impl Drop for DataFolder {
     }
 }
 
-/// Where the database of a folder is.
+/// The configuration with the tiers that a folder was used with last.
+pub(crate) fn config_of(folder: &Path) -> io::Result<Option<PathBuf>> {
+    match std::fs::read(folder.join(CONFIG_FILE)) {
+        Ok(text) => Ok(Some(serde_json::from_slice::<Remembered>(&text)?.config)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Where the database of a folder is, if it has no tiers of its own.
 pub(crate) fn database_in(folder: &Path) -> PathBuf {
     folder.join("larder.sqlite")
 }

@@ -57,6 +57,39 @@ fn tour(at: &[&str]) {
     assert!(explained.contains("sqlite") && explained.contains("tags users"), "{explained}");
     let explained: serde_json::Value = serde_json::from_str(&ok(&["explain", "user/1", "--json"])).unwrap();
     assert_eq!(explained["tiers"][1]["tier"], "sqlite");
+    let health = ok(&["health", "--level", "full"]);
+    assert!(
+        health.starts_with("larder  healthy") && health.contains("\nsqlite  healthy    ping "),
+        "{health}"
+    );
+
+    // Two bad reports, a good one that begins the count anew, and three bad ones.
+    let report =
+        |verdict: &str| ok(&["report", "user/2", verdict, "--source", "list a&b", "--latency", "0.5"]);
+    assert_eq!(
+        [report("bad"), report("bad"), report("good")].concat(),
+        "1 bad in a row\n2 bad in a row\n0 bad in a row\n"
+    );
+    ok(&["report", "user/1", "bad", "--note", "slow"]);
+    let json = |text: &str| -> Vec<serde_json::Value> {
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let keys = |arguments: &[&str]| -> Vec<String> {
+        json(&ok(arguments)).iter().map(|entry| entry["key"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(keys(&["reports", "--verdict", "bad"]), ["user/1"]);
+    assert_eq!(keys(&["reports", "--source", "list a&b"]), ["user/2"]);
+    assert_eq!(keys(&["reports"]).len(), 2);
+    let history = json(&ok(&["reports", "user/2"]));
+    let verdicts: Vec<&str> = history.iter().map(|past| past["verdict"].as_str().unwrap()).collect();
+    assert_eq!((verdicts, &history[0]["latency"]), (vec!["good", "bad", "bad"], &0.5.into()));
+    assert_eq!(json(&ok(&["reports", "user/1"]))[0]["note"], "slow");
+    assert_eq!(ok(&["report", "none", "bad"]), "0 bad in a row\n");
+    ok(&["set", "doomed", "x"]);
+    let ends: Vec<String> = (0..3).map(|_| ok(&["report", "doomed", "bad"])).collect();
+    assert_eq!(ends[2], "3 bad in a row; removed\n");
+    assert_eq!(code(&run(&["exists", "doomed"])), 1);
+
     let stats = ok(&["stats"]);
     assert!(stats.contains("tiers.sqlite.hits"), "{stats}");
     let entries = stats.lines().find_map(|line| line.strip_prefix("database.entries")).unwrap();
@@ -81,6 +114,9 @@ fn tour(at: &[&str]) {
         &["set", "k", "--file", "/does/not/exist"],
         &["get", "k", "--namespace", "no blanks"],
         &["keys", "--pattern", "["],
+        &["report", "user/1", "meh"],
+        &["report", "user/1", "bad", "--source", &"s".repeat(129)],
+        &["reports", "user/1", "--verdict", "bad"],
     ] {
         let output = run(wrong);
         assert_eq!(code(&output), 2, "{wrong:?}");

@@ -148,8 +148,8 @@ fn without_a_disk_memory_serves_and_says_so() {
     assert!(server.banner.contains("NO DATA FOLDER"), "{}", server.banner);
     eventually("the log says so", || server.log().contains("THE DATABASE CAN'T BE OPENED"));
     let health = server.get("/healthz").is(200).json();
-    assert_eq!(health["level"], "degraded");
-    assert!(health["notes"][0].as_str().unwrap().starts_with("memory only: "), "{health}");
+    assert_eq!(health["state"], "degraded");
+    assert!(health["reasons"][0]["detail"].as_str().unwrap().starts_with("memory only: "), "{health}");
     assert!(server.get("/metrics").is(200).text().contains("\nlarder_degraded 1\n"));
     let put = server.put("/v1/cache/ns/k", b"v").is(202);
     assert_eq!(put.header("Larder-Written"), Some("local"));
@@ -185,7 +185,7 @@ fn on_a_full_disk_memory_goes_on_and_what_was_durable_stays_so() {
         assert!(server.get(path).is(200).body == value, "{path}");
     }
     let health = server.get("/healthz").is(200).json();
-    assert_eq!(health["level"], "degraded", "{health}");
+    assert_eq!(health["state"], "degraded", "{health}");
     assert!(server.get("/metrics").text().contains("\nlarder_degraded 1\n"));
     server.get("/readyz").is(200);
     server.kill();
@@ -203,8 +203,11 @@ fn a_corrupt_database_is_set_aside() {
     let server = Server::start(folder.path(), &[]);
     server.put("/v1/cache/ns/k", b"v").is(204);
     let health = server.get("/healthz").is(200).json();
-    assert_eq!(health["level"], "degraded", "{health}");
-    assert!(health["notes"][0].as_str().unwrap().contains("set aside as"), "{health}");
+    assert_eq!(health["state"], "degraded", "{health}");
+    assert!(
+        health["tiers"][0]["reasons"][0]["detail"].as_str().unwrap().contains("set aside as"),
+        "{health}"
+    );
     server.stop();
     let server = Server::start(folder.path(), &[]);
     assert_eq!(server.get("/v1/cache/ns/k").is(200).text(), "v");

@@ -54,6 +54,8 @@ fn body_of(operation: &Value, seed: usize) -> Option<(&'static str, Vec<u8>)> {
             {"op": "set", "key": "k", "value": "v", "ttl": 5, "tags": ["t"]},
             {"op": "get", "key": "k"}, {"op": "exists", "key64": "aw"}, {"op": "delete", "key": "k"},
         ]}),
+        ("Report", 0) => json!({"verdict": "good"}),
+        ("Report", _) => json!({"verdict": "bad", "latency": 0.5, "source": "list-a", "note": "slow"}),
         ("Selection", 0) => json!({"tags": ["t"]}),
         ("Selection", 1) => json!({"pattern": "none/*"}),
         ("Selection", _) => json!({"all": true}),
@@ -78,7 +80,7 @@ fn every_operation_answers_as_promised() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     assert_eq!(server.get("/v1/openapi.json").is(200).json(), *DOCUMENT);
-    assert_eq!(operations().len(), 19);
+    assert_eq!(operations().len(), 22);
     for (path, method, operation) in operations() {
         let mut has_succeeded = false;
         for seed in 0..24 {
@@ -120,7 +122,7 @@ fn odd_inputs_get_promised_answers() {
     ];
     let bodies: [&[u8]; 5] = [b"", b"{}", b"\xff", b"{\"all\":true,\"x\":1}", &[b' '; 70_000]];
     let mut statuses = std::collections::BTreeSet::new();
-    for word in ["cache", "keys", "explain", "batch", "invalidate"] {
+    for word in ["cache", "keys", "explain", "batch", "invalidate", "reports", "standings"] {
         for (at, namespace) in namespaces.iter().enumerate() {
             for (also, tail) in tails.iter().enumerate() {
                 for (third, headers) in headers.iter().enumerate() {

@@ -11,6 +11,7 @@ pub mod entry;
 pub mod envelope;
 pub mod error;
 pub mod guard;
+pub mod health;
 pub mod key;
 mod l1;
 pub mod options;
@@ -29,8 +30,8 @@ pub mod tenant;
 mod tier;
 
 pub use cache::{
-    Blocking, Builder, Cache, EntryState, Explanation, Health, HealthLevel, Hit, Key, KeyInfo, KeysPage,
-    KeysRequest, LoadContext, Loaded, Removal, Stale, TierExplanation, TierHealth, Value, Written,
+    Blocking, Builder, Cache, EntryState, Explanation, Hit, Key, KeyInfo, KeysPage, KeysRequest, LoadContext,
+    Loaded, Removal, Stale, TierExplanation, Value, Written,
 };
 /// The L1 table by itself, for larder-bench. Not part of the API.
 #[cfg(feature = "unstable-table")]
@@ -41,6 +42,7 @@ pub use l1::table as unstable_table;
 pub use cache::{KeyUsage, Rotation, RotationProgress};
 pub use error::{BoxError, Error, ErrorClass, ErrorKind, Result};
 pub use guard::{BreakerMode, BreakerState, GuardOptions};
+pub use health::{Health, HealthLevel, HealthOptions, HealthState, TierHealth};
 pub use l1::EvictReason;
 #[cfg(feature = "macros")]
 #[doc = include_str!("cached.md")]

@@ -124,6 +124,10 @@ impl MemoryPressure {
         MemoryPressure { source: Arc::new(source), shrink_above: 0.9, grow_below: 0.75, share_min: 0.1 }
     }
 
+    pub(crate) fn source(&self) -> Arc<dyn MemorySource> {
+        Arc::clone(&self.source)
+    }
+
     /// What is wrong with the settings, if something is.
     pub(crate) fn fault(&self) -> Option<String> {
         let MemoryPressure { source: _, shrink_above, grow_below, share_min } = self;
@@ -172,6 +176,6 @@ impl Watch {
     }
 }
 
-fn share_used(reading: MemoryReading) -> f64 {
+pub(crate) fn share_used(reading: MemoryReading) -> f64 {
     reading.used_bytes as f64 / reading.max_bytes.max(1) as f64
 }

@@ -89,8 +89,19 @@ impl Report {
         self.verdict == Verdict::Bad
     }
 
-    pub(crate) fn named_source(&self) -> Option<&str> {
+    /// The source that it names.
+    pub fn named_source(&self) -> Option<&str> {
         self.source.as_deref()
+    }
+
+    /// The latency that it tells.
+    pub fn named_latency(&self) -> Option<Duration> {
+        self.latency
+    }
+
+    /// The note that it has.
+    pub fn named_note(&self) -> Option<&str> {
+        self.note.as_deref()
     }
 
     /// The report as a history keeps it.

@@ -2,7 +2,7 @@
 
 use super::lines::Line;
 use super::transfer::{self, Walk};
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, settings_of};
 use crate::data::database_in;
 use clap::Args;
 use larder::key::Namespace;
@@ -18,9 +18,12 @@ pub(crate) struct Export {
     #[arg(long)]
     plain: bool,
     /// Data folder; its server may run, and what is in its memory alone is not exported
-    #[arg(long, value_name = "DIR", default_value = "larder-data")]
-    data: PathBuf,
-    /// Another place, as NAME:PATH: jsonl:DIR, sqlite:FILE
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Settings of serve; of several tiers the lowest is exported [default: those that the folder was served with]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Another place, as NAME:PATH: jsonl:DIR, sqlite:FILE; or tier:NAME of the settings
     #[arg(long, value_name = "PLACE", conflicts_with = "data")]
     from: Option<String>,
     /// Keys of encrypted entries [default: where the data folder's server had them]
@@ -34,15 +37,20 @@ pub(crate) struct Export {
 impl Export {
     pub(crate) async fn run(self) -> Result<Outcome, Failure> {
         let namespace = self.namespace.as_deref().map(Namespace::new).transpose()?;
-        let data = self.from.is_none().then_some(&*self.data);
+        let settings = settings_of(self.config.as_deref(), self.data.as_deref(), self.key_file.as_deref())?;
         // What is passed on as it is needs no keys.
-        let envelope =
-            if self.plain { Some(transfer::envelope(data, self.key_file.as_deref())?) } else { None };
-        let place = match self.from {
-            Some(place) => place,
-            None => format!("sqlite:{}", database_in(&self.data).display()),
+        let envelope = if self.plain { Some(transfer::envelope(&settings)?) } else { None };
+        let from = match (&self.from, settings.tiers.as_deref()) {
+            (Some(place), _) => transfer::open(place, true, self.config.as_deref()).await?,
+            (None, Some([.., lowest])) => transfer::open_tier(&settings, &lowest.name).await?,
+            (None, Some([])) => {
+                return Err(Failure::new("the settings list no tier, and memory is not exported"));
+            }
+            (None, None) => {
+                let place = format!("sqlite:{}", database_in(&settings.data).display());
+                transfer::open(&place, true, None).await?
+            }
         };
-        let from = transfer::open(&place, true).await?;
         let mut output = BufWriter::new(std::io::stdout().lock());
         let (mut written, mut passed_over) = (0_u64, 0);
         let bar = transfer::progress("exporting", from.usage().await?.entries);

@@ -2,10 +2,11 @@
 
 use super::lines::Line;
 use super::transfer::{self, BATCH_BYTES, BATCH_ENTRIES, Carried, Delivered};
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, settings_of};
 use crate::backing::Backing;
-use crate::config::Secret;
-use crate::data::{DataFolder, Occupied, database_in};
+use crate::config::{Secret, Settings};
+use crate::data::{DataFolder, Occupied};
+use crate::store::{self, OnFault};
 use clap::Args;
 use larder::backend::Backend;
 use larder::clock::{Clock, NEVER_MS};
@@ -15,6 +16,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Longest line, in bytes.
@@ -27,9 +29,12 @@ pub(crate) struct Import {
     /// What `larder export` wrote; - is the input
     file: PathBuf,
     /// Data folder; a server that has it is told of each entry, as long as the lines are plain
-    #[arg(long, value_name = "DIR", default_value = "larder-data")]
-    data: PathBuf,
-    /// Another place, as NAME:PATH: jsonl:DIR, sqlite:FILE
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Settings of serve; all their tiers get the entries [default: those that the folder was served with]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Another place, as NAME:PATH: jsonl:DIR, sqlite:FILE; or tier:NAME of the settings
     #[arg(long, value_name = "PLACE", conflicts_with = "data")]
     to: Option<String>,
     /// Keys of encrypted entries [default: where the data folder's server had them]
@@ -68,27 +73,30 @@ impl Import {
                 })?)
             };
         let mut lines = Lines { input: BufReader::new(input), number: 0 };
-        let key_file = self.key_file.as_deref();
+        let settings = settings_of(self.config.as_deref(), self.data.as_deref(), self.key_file.as_deref())?;
+        let folder = &settings.data;
         let counts = match &self.to {
             Some(place) => {
-                let envelope = transfer::envelope(None, key_file)?;
-                into_backend(&mut lines, &*transfer::open(place, false).await?, &envelope).await?
+                let envelope = transfer::envelope(&settings)?;
+                let to = transfer::open(place, false, self.config.as_deref()).await?;
+                into_backends(&mut lines, &[to], &envelope).await?
             }
-            None => match DataFolder::for_command(&self.data) {
-                Ok(folder) => {
-                    let envelope = transfer::envelope(Some(&self.data), key_file)?;
-                    let place = format!("sqlite:{}", database_in(&self.data).display());
-                    let counts =
-                        into_backend(&mut lines, &*transfer::open(&place, false).await?, &envelope).await?;
-                    drop(folder);
+            None => match DataFolder::for_command(folder) {
+                Ok(held) => {
+                    let envelope = transfer::envelope(&settings)?;
+                    let mut to = store::open(&settings, Some(folder), OnFault::Fail).await?.backends;
+                    // The lowest first, as with any write.
+                    to.reverse();
+                    let counts = into_backends(&mut lines, &to, &envelope).await?;
+                    drop(held);
                     counts
                 }
-                Err(Occupied::Server(Some(_))) => self.tell_server(&mut lines).await?,
+                Err(Occupied::Server(Some(_))) => tell_server(&mut lines, &settings).await?,
                 Err(Occupied::Server(None)) => {
-                    return Err(Failure::new(format!("{} is in use", self.data.display())));
+                    return Err(Failure::new(format!("{} is in use", folder.display())));
                 }
                 Err(Occupied::Failed(error)) => {
-                    return Err(Failure::new(format!("{} can't be opened: {error}", self.data.display())));
+                    return Err(Failure::new(format!("{} can't be opened: {error}", folder.display())));
                 }
             },
         };
@@ -99,46 +107,51 @@ impl Import {
         }
         Ok(Outcome::Done)
     }
-
-    async fn tell_server(&self, lines: &mut Lines) -> Result<Counts, Failure> {
-        let mut counts = Counts::default();
-        let mut of_namespace: HashMap<Namespace, Backing> = HashMap::new();
-        while let Some((number, line)) = lines.next()? {
-            let failed = |why: String| Failure::new(format!("line {number}: {why}"));
-            let parts = match line.and_then(Line::parts) {
-                Ok(parts) => parts,
-                Err(why) => {
-                    counts.bad(number, &why);
-                    continue;
-                }
-            };
-            let (namespace, key, body, content_type, (fresh_until, gone_at), tags) = parts;
-            let now_ms = Clock::system().wall_ms();
-            if gone_at <= now_ms || fresh_until <= now_ms {
-                counts.expired += 1;
-                continue;
-            }
-            let ttl = match fresh_until {
-                NEVER_MS => Duration::MAX,
-                until => Duration::from_millis(until - now_ms),
-            };
-            if !of_namespace.contains_key(&namespace) {
-                let token = std::env::var("LARDER_TOKEN").ok().map(Secret::new);
-                let backing = Backing::folder(&self.data, None, token, namespace.clone()).await?;
-                of_namespace.insert(namespace.clone(), backing);
-            }
-            let backing = &of_namespace[&namespace];
-            backing
-                .set(&key, body, content_type.as_deref(), Some(ttl), tags)
-                .await
-                .map_err(|failure| failed(failure.to_string()))?;
-            counts.delivered.stored += 1;
-        }
-        Ok(counts)
-    }
 }
 
-async fn into_backend(lines: &mut Lines, to: &dyn Backend, envelope: &Envelope) -> Result<Counts, Failure> {
+async fn tell_server(lines: &mut Lines, settings: &Settings) -> Result<Counts, Failure> {
+    let mut counts = Counts::default();
+    let mut of_namespace: HashMap<Namespace, Backing> = HashMap::new();
+    while let Some((number, line)) = lines.next()? {
+        let failed = |why: String| Failure::new(format!("line {number}: {why}"));
+        let parts = match line.and_then(Line::parts) {
+            Ok(parts) => parts,
+            Err(why) => {
+                counts.bad(number, &why);
+                continue;
+            }
+        };
+        let (namespace, key, body, content_type, (fresh_until, gone_at), tags) = parts;
+        let now_ms = Clock::system().wall_ms();
+        if gone_at <= now_ms || fresh_until <= now_ms {
+            counts.expired += 1;
+            continue;
+        }
+        let ttl = match fresh_until {
+            NEVER_MS => Duration::MAX,
+            until => Duration::from_millis(until - now_ms),
+        };
+        if !of_namespace.contains_key(&namespace) {
+            let token = std::env::var("LARDER_TOKEN").ok().map(Secret::new);
+            let backing = Backing::folder(settings, token, namespace.clone()).await?;
+            of_namespace.insert(namespace.clone(), backing);
+        }
+        let backing = &of_namespace[&namespace];
+        backing
+            .set(&key, body, content_type.as_deref(), Some(ttl), tags)
+            .await
+            .map_err(|failure| failed(failure.to_string()))?;
+        counts.delivered.stored += 1;
+    }
+    Ok(counts)
+}
+
+/// Puts the lines into every tier, and counts what became of them in the first.
+async fn into_backends(
+    lines: &mut Lines,
+    to: &[Arc<dyn Backend>],
+    envelope: &Envelope,
+) -> Result<Counts, Failure> {
     let mut counts = Counts::default();
     let (mut batch, mut bytes): (Vec<Carried>, u64) = (Vec::new(), 0);
     let (mut is_end, mut stopped) = (false, None);
@@ -157,13 +170,20 @@ async fn into_backend(lines: &mut Lines, to: &dyn Backend, envelope: &Envelope) 
             },
         }
         if is_end || batch.len() >= BATCH_ENTRIES || bytes >= BATCH_BYTES {
-            let delivered = transfer::deliver(to, std::mem::take(&mut batch)).await?;
-            counts.delivered.stored += delivered.stored;
-            counts.delivered.kept += delivered.kept;
+            let entries = std::mem::take(&mut batch);
+            for (at, to) in to.iter().enumerate() {
+                let delivered = transfer::deliver(&**to, entries.clone()).await?;
+                if at == 0 {
+                    counts.delivered.stored += delivered.stored;
+                    counts.delivered.kept += delivered.kept;
+                }
+            }
             bytes = 0;
         }
     }
-    to.close().await?;
+    for to in to {
+        to.close().await?;
+    }
     stopped.map_or(Ok(counts), Err)
 }
 

@@ -5,13 +5,17 @@ use super::{Failure, Outcome};
 use clap::Args;
 use larder::backend::Backend;
 use larder::envelope::Envelope;
+use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub(crate) struct Migrate {
-    /// Where the entries are, as NAME:PATH: sqlite:FILE, jsonl:DIR
+    /// Where the entries are, as NAME:PATH: sqlite:FILE, jsonl:DIR; or tier:NAME of the settings
     from: String,
     /// Where they go, likewise; it may hold entries already, and later ones stay
     to: String,
+    /// Settings of serve, with the tiers [default: those of larder-data]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 impl Migrate {
@@ -20,8 +24,9 @@ impl Migrate {
         if self.from == self.to {
             return Err(Failure::new("both places are the same"));
         }
-        let from = transfer::open(&self.from, true).await?;
-        let to = transfer::open(&self.to, false).await?;
+        let config = self.config.as_deref();
+        let from = transfer::open(&self.from, true, config).await?;
+        let to = transfer::open(&self.to, false, config).await?;
         let (mut stored, mut kept, mut unreadable) = (0, 0, 0);
         let bar = transfer::progress("moving", from.usage().await?.entries);
         let mut walk = Walk::over(&*from, None).await?;

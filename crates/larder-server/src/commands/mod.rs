@@ -6,22 +6,24 @@ mod explain;
 mod export;
 mod flush;
 mod get;
+mod health;
 mod import;
 mod keyring;
 mod keys;
 mod lines;
 mod migrate;
+mod report;
 mod serve;
 mod set;
 mod stats;
 mod transfer;
 
 use crate::backing::Backing;
-use crate::config::Secret;
+use crate::config::{Secret, Settings};
 use clap::{Args, Parser, Subcommand};
 use larder::key::Namespace;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// A cache that invalidates correctly and never takes its service down.
@@ -50,6 +52,12 @@ enum Command {
     Flush(flush::Flush),
     /// Show what the cache counted
     Stats(stats::Stats),
+    /// Show how the cache and each tier are; ends with 2 if it should get no requests
+    Health(health::Health),
+    /// Say that an entry did what it is for, or not; after three bad reports in a row it is removed
+    Report(report::Report),
+    /// List what was reported, as JSON lines
+    Reports(report::Reports),
     /// Show what each tier knows of a key
     Explain(explain::Explain),
     /// Write all entries as JSON lines, with tags and expiries
@@ -65,8 +73,10 @@ enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Done,
-    /// What was asked for is not there.
+    /// What was asked for is not there, or not quite as it should be.
     Absent,
+    /// It was found out that something is wrong.
+    Unhealthy,
 }
 
 /// Why a command failed, in words for a person.
@@ -95,11 +105,14 @@ impl<E: std::error::Error> From<E> for Failure {
 #[derive(Debug, Args)]
 pub(crate) struct At {
     /// URL of a running server
-    #[arg(long, value_name = "URL", conflicts_with = "data")]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["data", "config"])]
     server: Option<String>,
     /// Data folder; the server that has it is asked, else it is opened [default: larder-data]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Settings of serve, with the tiers [default: those that the data folder was served with]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// File with the server's token; LARDER_TOKEN works too
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -125,16 +138,28 @@ impl At {
         };
         let server = self.server.clone().or_else(|| {
             // The folder was named, so a variable of the surroundings doesn't count.
-            self.data.is_none().then(|| std::env::var("LARDER_SERVER").ok()).flatten()
+            (self.data.is_none() && self.config.is_none())
+                .then(|| std::env::var("LARDER_SERVER").ok())
+                .flatten()
         });
         match server {
             Some(url) => Backing::server(&url, token, namespace),
             None => {
-                let folder = self.data.clone().unwrap_or_else(|| PathBuf::from("larder-data"));
-                Backing::folder(&folder, self.key_file.as_deref(), token, namespace).await
+                let (config, data, key_file) = (&self.config, &self.data, &self.key_file);
+                let settings = settings_of(config.as_deref(), data.as_deref(), key_file.as_deref())?;
+                Backing::folder(&settings, token, namespace).await
             }
         }
     }
+}
+
+/// What a command on a folder goes by.
+fn settings_of(
+    config: Option<&Path>,
+    data: Option<&Path>,
+    key_file: Option<&Path>,
+) -> Result<Settings, Failure> {
+    Settings::for_command(config, data, key_file).map_err(Failure::new)
 }
 
 /// Runs the command of the arguments.
@@ -148,6 +173,9 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Keys(keys) => block_on(keys.run()),
         Command::Flush(flush) => block_on(flush.run()),
         Command::Stats(stats) => block_on(stats.run()),
+        Command::Health(health) => block_on(health.run()),
+        Command::Report(report) => block_on(report.run()),
+        Command::Reports(reports) => block_on(reports.run()),
         Command::Explain(explain) => block_on(explain.run()),
         Command::Export(export) => block_on(export.run()),
         Command::Import(import) => block_on(import.run()),
@@ -160,6 +188,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     match ended {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Absent) => ExitCode::from(1),
+        Ok(Outcome::Unhealthy) => ExitCode::from(2),
         Err(failure) => {
             eprintln!("error: {failure}");
             ExitCode::from(2)

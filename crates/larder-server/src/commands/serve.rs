@@ -1,10 +1,10 @@
 //! `larder serve`.
 
 use super::{Failure, Outcome};
-use crate::config::{LogFormat, Settings, Size};
-use crate::data::{DataFolder, Occupied};
+use crate::config::{LogFormat, Settings, Size, environment};
+use crate::data::{DataFolder, Occupied, database_in};
 use crate::http::{self, App, Ended};
-use crate::store;
+use crate::store::{self, OnFault};
 use clap::Args;
 use std::io::Write;
 use std::path::PathBuf;
@@ -39,6 +39,7 @@ impl Serve {
     pub(crate) fn run(self) -> Result<Outcome, Failure> {
         let settings = self.settings()?;
         if self.check {
+            check_tiers(&settings)?;
             writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&settings)?)?;
             return Ok(Outcome::Done);
         }
@@ -52,8 +53,6 @@ impl Serve {
 
     fn settings(&self) -> Result<Settings, Failure> {
         let file = self.config.clone().or_else(|| std::env::var_os("LARDER_CONFIG").map(PathBuf::from));
-        let environment = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         let flags = [
             ("--listen", "listen", self.listen.clone()),
             ("--data", "data", self.data.clone()),
@@ -61,8 +60,24 @@ impl Serve {
             ("--require-data", "require_data", self.require_data.then(|| "true".to_owned())),
         ];
         let flags = flags.into_iter().filter_map(|(flag, setting, value)| Some((flag, setting, value?)));
-        Ok(Settings::load(file.as_deref(), environment, flags)?)
+        Ok(Settings::load(file.as_deref(), environment(), flags)?)
     }
+}
+
+/// Opens the tiers that are on no disk of this host, which finds values that are out of their bounds. Whether
+/// their servers answer is not asked.
+fn check_tiers(settings: &Settings) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let _entered = runtime.enter();
+    for tier in settings.tiers.iter().flatten().filter(|tier| tier.is_shared()) {
+        match tier.open() {
+            Err(error) if error.kind() == larder::ErrorKind::Config => {
+                return Err(tier.refusal_of(&error).into());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Logs go to the error output; `LARDER_LOG` chooses what: "info", "larder=debug" ...
@@ -92,40 +107,48 @@ async fn serve(settings: Settings) -> Result<Outcome, Failure> {
             settings.encryption.record(folder.path())?;
         }
     }
-    let database = folder.as_ref().map(DataFolder::database);
-    let (store, fault) = match store::open(&settings, database.as_deref()).await {
-        Ok(store) => (store, fault),
-        // Memory alone has nothing that can fail to open, so this is a setting.
-        Err(error) if database.is_none() || error.kind() == larder::ErrorKind::Config => {
-            return Err(error.into());
-        }
-        Err(error) => (store::open(&settings, None).await?, Some(error.to_string())),
-    };
-    if let Some(fault) = &fault {
+    let store = store::open(&settings, folder.as_ref().map(DataFolder::path), OnFault::GoOn).await?;
+    let faults: Vec<String> = fault.into_iter().chain(store.faults.clone()).collect();
+    if !faults.is_empty() {
+        let fault = faults.join("; ");
+        let what = if settings.tiers.is_none() { "the database" } else { "a tier" };
         if settings.require_data {
-            return Err(Failure::new(format!(
-                "the database can't be opened, and require_data is set: {fault}"
-            )));
+            return Err(Failure::new(format!("{what} can't be opened, and require_data is set: {fault}")));
         }
-        tracing::error!(
-            fault,
-            "THE DATABASE CAN'T BE OPENED: serving from memory alone, nothing will survive the process"
-        );
+        if settings.tiers.is_none() {
+            tracing::error!(
+                fault,
+                "THE DATABASE CAN'T BE OPENED: serving from memory alone, nothing will survive the process"
+            );
+        } else {
+            tracing::error!(
+                fault,
+                "A TIER CAN'T BE OPENED: serving without it, and it won't hear of removals"
+            );
+        }
+    }
+    if let Some(folder) = &folder {
+        folder.remember_config(settings.file.as_deref().filter(|_| settings.tiers.is_some()))?;
     }
 
     let listener = TcpListener::bind(settings.listen)
         .await
         .map_err(|error| Failure::new(format!("listen: {} can't be taken: {error}", settings.listen)))?;
     let address = listener.local_addr()?;
-    let app = Arc::new(App::new(store.clone(), settings.clone(), fault.clone()));
+    let app = Arc::new(App::new(store.clone(), settings.clone(), faults.clone()));
     let router = app.router().map_err(Failure::new)?;
     if let Some(folder) = &folder
         && let Err(error) = folder.announce(address)
     {
         tracing::warn!(%error, "commands won't find this server by its data folder");
     }
-    let data = match (&fault, &database) {
-        (None, Some(path)) => path.display().to_string(),
+    let data = match (&folder, &settings.tiers) {
+        (Some(_), Some(tiers)) if tiers.is_empty() => "memory alone".to_owned(),
+        (Some(_), Some(tiers)) => {
+            let names: Vec<&str> = tiers.iter().map(|tier| &*tier.name).collect();
+            format!("tiers {}", names.join(", "))
+        }
+        (Some(folder), None) if faults.is_empty() => database_in(folder.path()).display().to_string(),
         _ => "NO DATA FOLDER".to_owned(),
     };
     let access = if settings.tokens.is_empty() { "no token needed" } else { "token needed" };

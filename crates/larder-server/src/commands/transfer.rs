@@ -2,8 +2,8 @@
 //! place. Envelopes are carried as they are; what stands in their headers (stamp, expiries, tags) goes with
 //! them.
 
-use super::Failure;
-use crate::config::{EncryptionSettings, Settings};
+use super::{Failure, settings_of};
+use crate::config::Settings;
 use crate::store;
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -37,25 +37,48 @@ pub(super) struct Delivered {
     pub(super) kept: u64,
 }
 
-/// What opens and seals plain values: with the keys of a data folder, or of a file.
-pub(super) fn envelope(data: Option<&Path>, key_file: Option<&Path>) -> Result<Envelope, Failure> {
-    let encryption = EncryptionSettings::for_command(data, key_file)
-        .map_err(|error| Failure::new(format!("the data folder's encryption.json can't be read: {error}")))?;
-    let settings = Settings { encryption, ..Settings::default() };
-    let envelope = Envelope::new(store::envelope(&settings))?;
+/// What opens and seals plain values, with the keys of the settings.
+pub(super) fn envelope(settings: &Settings) -> Result<Envelope, Failure> {
+    let envelope = Envelope::new(store::envelope(settings))?;
     Ok(match settings.encryption.protection()? {
         Some(protection) => envelope.protect(protection),
         None => envelope,
     })
 }
 
-/// Opens `NAME:PATH`, as in `jsonl:DIR` or `sqlite:FILE`.
-pub(super) async fn open(place: &str, is_source: bool) -> Result<Arc<dyn Backend>, Failure> {
+/// A configured tier by its name.
+pub(super) async fn open_tier(settings: &Settings, name: &str) -> Result<Arc<dyn Backend>, Failure> {
+    let tiers = settings.tiers.as_deref().unwrap_or_default();
+    let Some(tier) = tiers.iter().find(|tier| tier.name == name) else {
+        let known: Vec<&str> = tiers.iter().map(|tier| &*tier.name).collect();
+        return Err(Failure::new(match known.is_empty() {
+            true => {
+                format!("there is no tier {name:?}: the settings list none; --config names a file that does")
+            }
+            false => format!("there is no tier {name:?}; there are: {}", known.join(", ")),
+        }));
+    };
+    let opening = tier.clone();
+    match tokio::task::spawn_blocking(move || opening.open()).await? {
+        Ok((backend, _)) => Ok(backend),
+        Err(error) => Err(tier.refusal_of(&error).into()),
+    }
+}
+
+/// Opens `NAME:PATH`, as in `jsonl:DIR` or `sqlite:FILE`, or `tier:NAME` of the configuration.
+pub(super) async fn open(
+    place: &str,
+    is_source: bool,
+    config: Option<&Path>,
+) -> Result<Arc<dyn Backend>, Failure> {
+    if let Some(name) = place.strip_prefix("tier:") {
+        return open_tier(&settings_of(config, None, None)?, name).await;
+    }
     let registry = Registry::with_defaults();
     let Some((name, path)) = place.split_once(':') else {
         let known: Vec<&str> = registry.names().collect();
         return Err(Failure::new(format!(
-            "{place:?} is no place; NAME:PATH is expected, as in sqlite:FILE; known names are: {}",
+            "{place:?} is no place; NAME:PATH is expected, as in sqlite:FILE, or tier:NAME; known names are: {}",
             known.join(", ")
         )));
     };

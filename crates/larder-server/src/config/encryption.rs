@@ -70,19 +70,6 @@ impl EncryptionSettings {
         }
     }
 
-    /// What a command on a folder uses: what the folder was used with, or the keys of a file.
-    ///
-    /// # Errors
-    /// Those of the disk.
-    pub(crate) fn for_command(folder: Option<&Path>, key_file: Option<&Path>) -> io::Result<Self> {
-        let mut settings = folder.map_or(Ok(None), Self::recorded)?.unwrap_or_default();
-        if let Some(key_file) = key_file {
-            settings.key_file = Some(key_file.to_owned());
-            settings.key_variable = None;
-        }
-        Ok(settings)
-    }
-
     /// Remembers in a data folder what it is used with, which is on.
     ///
     /// # Errors

@@ -3,18 +3,22 @@
 //! A flag wins over the environment, the environment over the file, the file over the default. Settings
 //! that don't exist are refused wherever they stand.
 
+mod address;
 mod encryption;
 mod file;
 mod node;
+mod refusals;
+mod tiers;
 mod units;
 
 pub(crate) use encryption::EncryptionSettings;
 use node::{ConfigError, Origin, Value};
+pub(crate) use tiers::TierSettings;
 pub(crate) use units::{Secret, Size};
 
-use larder::EntryOptions;
 use larder::backend::{Durability, SqliteOptions};
 use larder::envelope::EnvelopeOptions;
+use larder::{EntryOptions, HealthOptions};
 use node::Node;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -26,6 +30,9 @@ use units::seconds;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Settings {
+    /// The file that they are from.
+    #[serde(skip)]
+    pub(crate) file: Option<PathBuf>,
     /// Address to listen on. Default: 127.0.0.1:7070. Any other than loopback needs `tokens`.
     #[serde(deserialize_with = "units::address")]
     pub(crate) listen: SocketAddr,
@@ -48,13 +55,22 @@ pub(crate) struct Settings {
     pub(crate) envelope: EnvelopeOptions,
     /// Whether and how the database is encrypted or signed.
     pub(crate) encryption: EncryptionSettings,
+    /// The database of a server without `tiers`.
     pub(crate) sqlite: SqliteSettings,
+    /// What is below memory, top first. Default: `None`, a database in the data folder.
+    #[serde(deserialize_with = "ignored")]
+    pub(crate) tiers: Option<Vec<TierSettings>>,
+    /// Says that no other node uses the tiers that nodes may share. Default: no.
+    pub(crate) single_node: bool,
+    /// When the server counts as degraded or unhealthy.
+    pub(crate) health: HealthOptions,
     pub(crate) http: HttpSettings,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Settings {
+            file: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
             data: PathBuf::from("larder-data"),
             require_data: false,
@@ -67,6 +83,9 @@ impl Default for Settings {
             envelope: EnvelopeOptions::default(),
             encryption: EncryptionSettings::default(),
             sqlite: SqliteSettings::default(),
+            tiers: None,
+            single_node: false,
+            health: HealthOptions::default(),
             http: HttpSettings::default(),
         }
     }
@@ -89,11 +108,20 @@ pub(crate) struct L1Settings {
     pub(crate) entries_max: u64,
     /// Default: 256 MiB, a size that fits beside other services on a small host.
     pub(crate) bytes_max: Size,
+    /// The longest that an entry stays fresh in memory. Default: never ends before the entry's own TTL. Has to
+    /// be set where nodes share a tier: it bounds for how long another node's removal is not noticed.
+    #[serde(with = "units::seconds_or_never")]
+    pub(crate) ttl_max: Duration,
+}
+
+/// Read by itself, with where each part was written.
+fn ignored<'de, T: Default, D: serde::Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    serde::de::IgnoredAny::deserialize(deserializer).map(|_| T::default())
 }
 
 impl Default for L1Settings {
     fn default() -> Self {
-        L1Settings { entries_max: 1_000_000, bytes_max: Size(256 << 20) }
+        L1Settings { entries_max: 1_000_000, bytes_max: Size(256 << 20), ttl_max: Duration::MAX }
     }
 }
 
@@ -187,7 +215,11 @@ impl Settings {
         for (name, value) in environment {
             if let Some(path) = setting_of(&name) {
                 let parts: Vec<&str> = path.split("__").collect();
-                tree.set(&parts, Node::new(Value::Word(value), Origin::Environment(name)));
+                let node = Node::new(Value::Word(value), Origin::Environment(name));
+                match parts.as_slice() {
+                    ["tiers", of_tier @ ..] => tiers::set(&mut tree, of_tier, node)?,
+                    parts => tree.set(parts, node),
+                }
             }
         }
         for (flag, setting, value) in flags {
@@ -195,8 +227,47 @@ impl Settings {
             tree.set(&parts, Node::new(Value::Word(value), Origin::Flag(flag)));
         }
         let mut settings = Settings::deserialize(&tree)?;
+        settings.file = file.map(Path::to_owned);
         settings.read_tokens_file(&tree)?;
         settings.check(&tree)?;
+        settings.tiers = tiers::read(&tree, &settings)?;
+        Ok(settings)
+    }
+
+    /// The settings of a command that works on a folder: of the configuration, given or remembered in the folder,
+    /// or else the defaults with the folder's keys.
+    ///
+    /// # Errors
+    /// In words for a person.
+    pub(crate) fn for_command(
+        config: Option<&Path>,
+        data: Option<&Path>,
+        key_file: Option<&Path>,
+    ) -> Result<Self, String> {
+        // A folder that was named is used as it was last, whatever the surroundings say.
+        let named = || data.is_none().then(|| std::env::var_os("LARDER_CONFIG").map(PathBuf::from)).flatten();
+        let folder = data.map_or_else(|| Settings::default().data, Path::to_owned);
+        let unreadable = |error: std::io::Error| format!("{}: {error}", folder.display());
+        let file = match config.map(Path::to_owned).or_else(named) {
+            Some(file) => Some(file),
+            None => crate::data::config_of(&folder).map_err(unreadable)?,
+        };
+        let mut settings = match &file {
+            Some(file) => {
+                let data = data.map(|data| ("--data", "data", data.display().to_string()));
+                Settings::load(Some(file), environment(), data).map_err(|error| error.to_string())?
+            }
+            None => {
+                let encryption =
+                    EncryptionSettings::recorded(&folder).map_err(unreadable)?.unwrap_or_default();
+                Settings { data: folder, encryption, ..Settings::default() }
+            }
+        };
+        if let Some(key_file) = key_file {
+            settings.encryption.key_file = Some(key_file.to_owned());
+            settings.encryption.key_variable = None;
+        }
+        settings.encryption.check_folder(&settings.data)?;
         Ok(settings)
     }
 
@@ -234,12 +305,14 @@ impl Settings {
             );
             return Err(refusal(tree, "listen", message));
         }
-        self.defaults.validate().map_err(|error| {
-            let text = error.to_string();
-            let message = text.rsplit_once("config: ").map_or(text.as_str(), |(_, message)| message);
-            let setting = message.split(' ').next().unwrap_or_default();
-            refusal(tree, &format!("defaults.{setting}"), message.to_owned())
-        })?;
+        for (table, checked) in [("defaults", self.defaults.validate()), ("health", self.health.validate())] {
+            checked.map_err(|error| {
+                let text = error.to_string();
+                let message = text.rsplit_once("config: ").map_or(text.as_str(), |(_, message)| message);
+                let setting = message.split(' ').next().unwrap_or_default();
+                refusal(tree, &format!("{table}.{setting}"), message.to_owned())
+            })?;
+        }
         // The keys are read again when they are needed: `--check` should say now what is wrong with them.
         self.encryption.protection().map_err(|error| {
             let setting = if self.encryption.key_variable.is_some() { "key_variable" } else { "key_file" };
@@ -272,6 +345,12 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// The variables of the process that are text.
+pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// An error of a setting that was read, at the place that set it.
@@ -338,7 +417,11 @@ mod tests {
             members.flat_map(|(name, inner)| std::iter::once(name).chain(names(inner))).collect()
         }
         for name in names(&json(&Settings::default())) {
-            let stands = |line: &str| line.starts_with(&format!("{name} =")) || line == format!("[{name}]");
+            let stands = |line: &str| {
+                line.starts_with(&format!("{name} ="))
+                    || line == format!("[{name}]")
+                    || line == format!("[[{name}]]")
+            };
             assert!(name == "schema" || all.lines().any(stands), "{name}");
         }
     }

@@ -85,6 +85,24 @@ impl Node {
         entries.push((Name { text: (*first).to_owned(), origin }, child));
     }
 
+    /// What is written, where that is text.
+    pub(crate) fn text(&self) -> Option<&str> {
+        match &self.value {
+            Value::Text(text) | Value::Word(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// A member of this table.
+    pub(crate) fn find_mut(&mut self, name: &str) -> Option<&mut Node> {
+        match &mut self.value {
+            Value::Table(entries) => {
+                entries.iter_mut().find(|(other, _)| other.text == name).map(|(_, child)| child)
+            }
+            _ => None,
+        }
+    }
+
     /// The node at a dotted path.
     pub(crate) fn find(&self, path: &str) -> Option<&Node> {
         path.split('.').try_fold(self, |node, part| match &node.value {
@@ -110,6 +128,12 @@ impl ConfigError {
     pub(crate) fn of(path: &str, origin: Origin, message: impl Into<String>) -> Self {
         let path = path.rsplit('.').filter(|part| !part.is_empty()).map(str::to_owned).collect();
         ConfigError { origin: Some(origin), path, message: message.into() }
+    }
+
+    /// The same error of what is below a dotted path.
+    pub(crate) fn below(mut self, path: &str) -> Self {
+        self.path.extend(path.rsplit('.').filter(|part| !part.is_empty()).map(str::to_owned));
+        self
     }
 
     fn within(mut self, name: &str, origin: &Origin) -> Self {
@@ -183,7 +207,10 @@ impl de::Error for ConfigError {
 pub(crate) fn unknown(name: &str, known: &[&str]) -> String {
     let nearest = known.iter().min_by_key(|other| distance(name, other));
     match nearest {
-        Some(nearest) if distance(name, nearest) <= 1 + name.len() / 3 => {
+        Some(nearest)
+            if distance(name, nearest) <= 1 + name.len() / 3
+                || name.len() > 3 && nearest.starts_with(name) =>
+        {
             format!("there is no such setting; did you mean {nearest}?")
         }
         _ => format!("there is no such setting; allowed are {}", known.join(", ")),

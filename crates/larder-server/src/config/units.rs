@@ -25,7 +25,7 @@ const UNITS: [(&str, u64); 10] = [
 ];
 
 impl Size {
-    fn parse(text: &str) -> Option<Size> {
+    pub(super) fn parse(text: &str) -> Option<Size> {
         let digits_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(digits_end);
         let (_, factor) = UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit.trim()))?;
@@ -142,6 +142,47 @@ pub(crate) mod seconds {
                 "{seconds} was given; a number of seconds above 0, at most 86400, is allowed"
             ))),
         }
+    }
+}
+
+/// A duration without end, or as long as [`seconds`] allows: `"never"` or a number.
+pub(crate) mod seconds_or_never {
+    use super::*;
+
+    pub(crate) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        match *duration {
+            Duration::MAX => serializer.serialize_str("never"),
+            _ => seconds::serialize(duration, serializer),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        struct Read;
+        impl Visitor<'_> for Read {
+            type Value = Duration;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of seconds above 0, or \"never\"")
+            }
+            fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<Duration, E> {
+                let duration =
+                    Duration::try_from_secs_f64(seconds).ok().filter(|duration| !duration.is_zero());
+                duration.ok_or_else(|| {
+                    E::custom(format!(
+                        "{seconds} was given; a number of seconds above 0, or \"never\", is allowed"
+                    ))
+                })
+            }
+            fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Duration, E> {
+                self.visit_f64(seconds as f64)
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
+                match text {
+                    "never" => Ok(Duration::MAX),
+                    _ => self.visit_f64(text.parse().unwrap_or(-1.0)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Read)
     }
 }
 

@@ -1,14 +1,13 @@
-//! What the cache holds and how it is: keys, namespaces, statistics, health.
+//! What the cache holds: keys, namespaces, statistics.
 
 use super::App;
-use super::problem::{Kind, Problem};
+use super::problem::Problem;
 use super::{json, target};
 use axum::body::Body;
 use axum::http::{Request, Response, StatusCode};
 use larder::key::Pattern;
 use larder::{KeyInfo, KeysRequest};
 use serde_json::{Value, json};
-use std::sync::atomic::Ordering::Relaxed;
 
 /// Keys of a page when the request doesn't say.
 const PAGE_KEYS: usize = 100;
@@ -54,17 +53,4 @@ pub(crate) async fn namespaces(app: &App) -> Result<Response<Body>, Problem> {
 /// Answers the statistics of the cache.
 pub(crate) async fn stats(app: &App) -> Result<Response<Body>, Problem> {
     json(StatusCode::OK, &app.store.stats().await)
-}
-
-/// Answers how the server is: always 200, since a restart cures none of what it may say.
-pub(crate) async fn health(app: &App) -> Result<Response<Body>, Problem> {
-    json(StatusCode::OK, &app.health().await)
-}
-
-/// Answers whether requests should be sent here: not once it is told to stop.
-pub(crate) fn ready(app: &App) -> Result<Response<Body>, Problem> {
-    if app.is_stopping.load(Relaxed) {
-        return Err(Problem::new(Kind::Unavailable, "the server is stopping"));
-    }
-    Ok(super::plain("ready\n".to_owned()))
 }

@@ -262,7 +262,11 @@ pub(crate) async fn invalidate(app: &App, request: Request<Body>) -> Result<Resp
 
 /// A body of JSON. The content type must say so: what a web page may send to other sites without asking
 /// first can't.
-async fn read_json<T: DeserializeOwned>(app: &App, headers: &HeaderMap, body: Body) -> Result<T, Problem> {
+pub(super) async fn read_json<T: DeserializeOwned>(
+    app: &App,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<T, Problem> {
     let content_type = super::headers::text(headers, &header::CONTENT_TYPE)?.unwrap_or_default();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     if !media_type.eq_ignore_ascii_case("application/json") {

@@ -2,8 +2,8 @@
 //! anything else that a client chose.
 
 use super::routes::Operation;
-use larder::Stats;
 use larder::backend::Usage;
+use larder::{HealthState, Stats};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -90,7 +90,7 @@ impl Text {
 pub(crate) struct Scrape {
     pub(crate) stats: Stats,
     pub(crate) database: Option<Usage>,
-    pub(crate) is_degraded: bool,
+    pub(crate) state: HealthState,
     pub(crate) body_bytes: u64,
 }
 
@@ -99,8 +99,10 @@ pub(crate) fn render(http: &HttpMetrics, scrape: &Scrape) -> String {
     let mut text = Text::default();
     text.family("larder_build_info", "gauge", "Always 1; the version is a label.");
     text.sample("larder_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
-    let degraded = scrape.is_degraded.into();
+    let degraded = (scrape.state > HealthState::Healthy).into();
     text.gauge("larder_degraded", "1 while something that should work doesn't; see /healthz.", degraded);
+    let unhealthy = (scrape.state == HealthState::Unhealthy).into();
+    text.gauge("larder_unhealthy", "1 while requests should not be sent here; see /readyz.", unhealthy);
     of_cache(&mut text, &scrape.stats);
     of_tiers(&mut text, &scrape.stats);
     if let Some(usage) = scrape.database {

@@ -5,16 +5,19 @@ mod body;
 mod connection;
 mod entries;
 mod headers;
+mod health;
 mod listing;
 mod locks;
 mod many;
 mod metrics;
 mod problem;
+mod reports;
 mod routes;
 mod server;
 mod target;
 
 pub(crate) use listing::key_json;
+pub(crate) use reports::{past_json, standing_json};
 pub(crate) use server::{Ended, serve};
 pub(crate) use target::percent_encode;
 
@@ -25,7 +28,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use larder::key::Namespace;
-use larder::{Cache, Health, HealthLevel, Written};
+use larder::{Cache, Written};
 use problem::{Kind, Problem};
 use routes::Operation;
 use serde::Serialize;
@@ -38,8 +41,8 @@ use std::time::Instant;
 pub(crate) struct App {
     store: Store,
     settings: Settings,
-    /// Why there is no database below memory, if there is none.
-    database_fault: Option<String>,
+    /// The tiers that are missing, with the reasons.
+    faults: Vec<String>,
     access: access::Access,
     bodies: body::Bodies,
     locks: locks::Locks,
@@ -50,22 +53,14 @@ pub(crate) struct App {
     request_count: AtomicU64,
 }
 
-/// What `/healthz` says.
-#[derive(Serialize)]
-struct ServerHealth {
-    level: HealthLevel,
-    notes: Vec<String>,
-    cache: Health,
-}
-
 impl App {
-    pub(crate) fn new(store: Store, settings: Settings, database_fault: Option<String>) -> Self {
+    pub(crate) fn new(store: Store, settings: Settings, faults: Vec<String>) -> Self {
         App {
             access: access::Access::new(&settings),
             bodies: body::Bodies::new(settings.http.bodies_bytes_max.0, settings.http.body_bytes_max.0),
             store,
             settings,
-            database_fault,
+            faults,
             locks: locks::Locks::new(),
             metrics: metrics::HttpMetrics::default(),
             is_stopping: AtomicBool::new(false),
@@ -114,10 +109,10 @@ impl App {
         }
     }
 
-    /// The status and name of what became of a set. Without a database, memory is all there is.
+    /// The status and name of what became of a set. Where a tier is missing, less has it than should.
     fn outcome(&self, written: Written) -> (StatusCode, &'static str) {
         match written {
-            Written::Stored if self.database_fault.is_some() => (StatusCode::ACCEPTED, "local"),
+            Written::Stored if !self.faults.is_empty() => (StatusCode::ACCEPTED, "local"),
             Written::Stored => (StatusCode::NO_CONTENT, "stored"),
             Written::Local => (StatusCode::ACCEPTED, "local"),
             Written::Superseded => (StatusCode::NO_CONTENT, "superseded"),
@@ -126,23 +121,11 @@ impl App {
         }
     }
 
-    async fn health(&self) -> ServerHealth {
-        let cache = self.store.cache.health().await;
-        let fault = self.database_fault.iter().map(|fault| format!("memory only: {fault}"));
-        let of_tiers = cache
-            .tiers
-            .iter()
-            .flat_map(|tier| tier.notes.iter().map(|note| format!("{}: {note}", tier.name)));
-        let notes: Vec<String> = fault.chain(of_tiers).collect();
-        let level = if notes.is_empty() { cache.level } else { HealthLevel::Degraded };
-        ServerHealth { level, notes, cache }
-    }
-
     async fn metrics_response(&self) -> Response<Body> {
         let scrape = metrics::Scrape {
             stats: self.store.cache.stats(),
             database: self.store.usage().await,
-            is_degraded: self.health().await.level != HealthLevel::Healthy,
+            state: self.health_promptly().await.0,
             body_bytes: self.bodies.held(),
         };
         let text = metrics::render(&self.metrics, &scrape);

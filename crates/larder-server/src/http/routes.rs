@@ -2,7 +2,7 @@
 //! have an operation here or the server does not start.
 
 use super::problem::{Kind, Problem};
-use super::{App, entries, handle, listing, many};
+use super::{App, entries, handle, health, listing, many, reports};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderValue, Request, Response, header};
@@ -43,6 +43,9 @@ operations! {
     ListKeys = "listKeys",
     RunBatch = "runBatch",
     Invalidate = "invalidate",
+    ReportEntry = "reportEntry",
+    GetReports = "getReports",
+    ListStandings = "listStandings",
     ListNamespaces = "listNamespaces",
     GetStats = "getStats",
     GetOpenApi = "getOpenApi",
@@ -69,10 +72,13 @@ impl Operation {
             ListKeys => listing::keys(app, request).await,
             RunBatch => many::batch(app, request).await,
             Invalidate => many::invalidate(app, request).await,
+            ReportEntry => reports::report(app, request).await,
+            GetReports => reports::history(app, request).await,
+            ListStandings => reports::standings(app, request).await,
             ListNamespaces => listing::namespaces(app).await,
             GetStats => listing::stats(app).await,
-            GetHealth => listing::health(app).await,
-            GetReady => listing::ready(app),
+            GetHealth => health::health(app, request).await,
+            GetReady => health::ready(app, request).await,
             GetMetrics => Ok(app.metrics_response().await),
             GetOpenApi => {
                 let mut response = Response::new(Body::from(OPENAPI));

@@ -348,6 +348,15 @@ impl Backend for MemoryBackend {
         Ok(())
     }
 
+    async fn quarantined(&self) -> Result<Vec<Quarantined>> {
+        Ok(MemoryBackend::quarantined(self))
+    }
+
+    async fn forget_quarantined(&self) -> Result<()> {
+        MemoryBackend::forget_quarantined(self);
+        Ok(())
+    }
+
     async fn mark(&self, namespace: &Namespace, mark: &Mark) -> Result<()> {
         self.check_open("mark")?;
         self.fences.mark(namespace, mark);

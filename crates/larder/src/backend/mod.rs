@@ -198,7 +198,7 @@ pub struct Scan<'a> {
 }
 
 /// How much a backend holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Usage {
     /// Entries, expired and invalidated ones that were not yet swept included.
     pub entries: u64,
@@ -300,6 +300,16 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     async fn quarantine(&self, key: &EntryKey, sealed: &Bytes, why: &'static str) -> Result<()> {
         let _ = why;
         self.discard(key, sealed).await
+    }
+
+    /// What [`quarantine`](Self::quarantine) kept, the oldest first. Default: nothing.
+    async fn quarantined(&self) -> Result<Vec<Quarantined>> {
+        Ok(Vec::new())
+    }
+
+    /// Forgets what quarantine kept, once somebody has looked at it.
+    async fn forget_quarantined(&self) -> Result<()> {
+        Ok(())
     }
 
     /// Invalidates a tag or the namespace, and refuses writes that began before. Space is freed later.

@@ -3,13 +3,19 @@
 use super::{Backend, Capabilities, MemoryBackend, MemoryOptions};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Deserializer, Visitor};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 type Open = Box<dyn Fn(Value, &Clock) -> Result<Arc<dyn Backend>> + Send + Sync>;
+
+struct Known {
+    settings: Option<&'static [&'static str]>,
+    check: fn(&str, Value) -> Result<()>,
+    open: Open,
+}
 
 /// What a caller needs of a backend beyond get, put and remove.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,7 +44,7 @@ pub struct Needs {
 /// ```
 #[derive(Default)]
 pub struct Registry {
-    backends: BTreeMap<String, Open>,
+    backends: BTreeMap<String, Known>,
 }
 
 impl Registry {
@@ -78,25 +84,35 @@ impl Registry {
     }
 
     /// Adds a backend, or takes the place of one with this name. `open` may block, on the disk or the network.
-    pub fn register<S: DeserializeOwned>(
+    pub fn register<S: DeserializeOwned + 'static>(
         &mut self,
         name: impl Into<String>,
         open: impl Fn(S, &Clock) -> Result<Arc<dyn Backend>> + Send + Sync + 'static,
     ) {
         let name = name.into();
         let named = name.clone();
-        let open = move |settings: Value, clock: &Clock| {
-            let settings = serde_json::from_value(settings).map_err(|error| {
-                Error::new(ErrorKind::Config, "open").backend(named.clone()).message(error.to_string())
-            })?;
-            open(settings, clock)
-        };
-        self.backends.insert(name, Box::new(open));
+        let open = move |settings: Value, clock: &Clock| open(read::<S>(&named, settings)?, clock);
+        let check = |name: &str, settings: Value| read::<S>(name, settings).map(drop);
+        self.backends.insert(name, Known { settings: fields_of::<S>(), check, open: Box::new(open) });
     }
 
     /// The names that are known, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.backends.keys().map(String::as_str)
+    }
+
+    /// The names of the settings that a backend takes; `None` if it isn't known, or takes no fixed set.
+    pub fn settings(&self, name: &str) -> Option<&'static [&'static str]> {
+        self.backends.get(name)?.settings
+    }
+
+    /// Reads the settings of a backend without opening it: values out of bounds, and what is on the disk or
+    /// across the network, show in [`open`](Self::open) only.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for an unknown name, or for settings that can't be read.
+    pub fn check(&self, name: &str, settings: Value) -> Result<()> {
+        (self.known(name)?.check)(name, settings)
     }
 
     /// Opens a backend.
@@ -106,12 +122,7 @@ impl Registry {
     /// take; [`ErrorKind::Unsupported`], naming the capability, when it lacks what is needed; the backend's
     /// own.
     pub fn open(&self, name: &str, settings: Value, needs: Needs, clock: &Clock) -> Result<Arc<dyn Backend>> {
-        let Some(open) = self.backends.get(name) else {
-            let known: Vec<&str> = self.names().collect();
-            return Err(Error::new(ErrorKind::Config, "open")
-                .message(format!("there is no backend \"{name}\"; known are: {}", known.join(", "))));
-        };
-        let backend = open(settings, clock)?;
+        let backend = (self.known(name)?.open)(settings, clock)?;
         let Capabilities { durable, scan } = backend.capabilities();
         for (needed, has, capability) in [(needs.durable, durable, "durable"), (needs.scan, scan, "scan")] {
             if needed && !has {
@@ -122,6 +133,50 @@ impl Registry {
         }
         Ok(backend)
     }
+
+    fn known(&self, name: &str) -> Result<&Known> {
+        self.backends.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.names().collect();
+            Error::new(ErrorKind::Config, "open")
+                .message(format!("there is no backend \"{name}\"; known are: {}", known.join(", ")))
+        })
+    }
+}
+
+fn read<S: DeserializeOwned>(backend: &str, settings: Value) -> Result<S> {
+    serde_json::from_value(settings).map_err(|error| {
+        Error::new(ErrorKind::Config, "open").backend(backend.to_owned()).message(error.to_string())
+    })
+}
+
+/// The fields of a struct, which its deserialization asks for by name; `None` for anything else.
+fn fields_of<S: DeserializeOwned>() -> Option<&'static [&'static str]> {
+    struct Fields<'f>(&'f mut Option<&'static [&'static str]>);
+    impl<'de> Deserializer<'de> for Fields<'_> {
+        type Error = serde::de::value::Error;
+
+        fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Self::Error> {
+            Err(serde::de::Error::custom("only its fields are asked for"))
+        }
+
+        fn deserialize_struct<V: Visitor<'de>>(
+            self,
+            _: &'static str,
+            fields: &'static [&'static str],
+            visitor: V,
+        ) -> Result<V::Value, Self::Error> {
+            *self.0 = Some(fields);
+            self.deserialize_any(visitor)
+        }
+
+        serde::forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
+            unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+        }
+    }
+    let mut fields = None;
+    let _ = S::deserialize(Fields(&mut fields));
+    fields
 }
 
 impl fmt::Debug for Registry {
@@ -144,6 +199,10 @@ mod tests {
         let any = Needs::default();
         assert!(message("redys", json!({}), any).contains("no backend \"redys\"; known are: "));
         assert!(message("memory", json!({ "entries": 1 }), any).contains("unknown field `entries`"));
+        assert_eq!(registry.settings("memory"), Some(&["entries_max", "bytes_max"][..]));
+        assert_eq!(registry.settings("redys"), None);
+        assert!(registry.check("memory", json!({ "entries_max": "x" })).is_err());
+        registry.check("memory", json!({ "entries_max": 1 })).unwrap();
         assert!(message("memory", json!({}), Needs { durable: true, scan: false }).contains("\"durable\""));
     }
 

@@ -1,6 +1,7 @@
 //! Settings of a cache, checked once.
 
 use super::flight::Flights;
+use super::health::Keeper;
 use super::reports::Streaks;
 use super::{Cache, Format, Key, OnDiscard, Shared, Value, Weigh};
 use crate::backend::Backend;
@@ -10,7 +11,7 @@ use crate::envelope::{Envelope, EnvelopeOptions};
 #[cfg(feature = "encryption")]
 use crate::envelope::{Keyring, Protection};
 use crate::error::{Error, ErrorKind, Result};
-use crate::guard::GuardOptions;
+use crate::health::HealthOptions;
 use crate::key::{EntryKey, Namespace};
 use crate::l1::{EvictReason, L1, Limits, OnEvict, Space};
 use crate::options::EntryOptions;
@@ -53,6 +54,7 @@ pub struct Builder<K, V> {
     tenants: Option<TenantFrom>,
     pressure: Option<MemoryPressure>,
     evict_after_bad: Option<u32>,
+    health: HealthOptions,
 }
 
 impl<K: Key, V: Value> Builder<K, V> {
@@ -79,6 +81,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             tenants: None,
             pressure: None,
             evict_after_bad: Some(3),
+            health: HealthOptions::default(),
         }
     }
 
@@ -206,6 +209,12 @@ impl<K: Key, V: Value> Builder<K, V> {
         self
     }
 
+    /// When the cache or a tier counts as degraded or unhealthy, and how often tiers are asked.
+    pub fn health(mut self, health: HealthOptions) -> Self {
+        self.health = health;
+        self
+    }
+
     /// How values are encoded for the tiers.
     pub fn envelope(mut self, envelope: EnvelopeOptions) -> Self {
         self.envelope = envelope;
@@ -252,6 +261,7 @@ impl<K: Key, V: Value> Builder<K, V> {
     /// [`ErrorKind::Config`], naming the setting, its value and what is allowed.
     pub fn build(self) -> Result<Cache<K, V>> {
         self.defaults.validate()?;
+        self.health.validate()?;
         for (tag, ttl_max) in &self.tag_ttls_max {
             check_tag(tag)?;
             if ttl_max.as_millis() == 0 {
@@ -286,7 +296,7 @@ impl<K: Key, V: Value> Builder<K, V> {
         };
         let limits = Limits { entries_max: self.entries_max, bytes_max: self.bytes_max };
         for (_, options) in &self.tiers {
-            options.guard.as_ref().map_or(Ok(()), GuardOptions::check)?;
+            options.validate()?;
         }
         let clock = self.clock;
         let counters = Arc::new(Counters::new());
@@ -320,6 +330,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             tag_ttls_max: self.tag_ttls_max,
             tenants: self.tenants,
             evict_after_bad: self.evict_after_bad,
+            health: Keeper::new(self.health, self.pressure.as_ref().map(MemoryPressure::source)),
             streaks: Streaks::default(),
             spaces: crate::sync::Mutex::new(HashMap::new()),
             next_space: AtomicU64::new(0),

@@ -1,4 +1,4 @@
-//! Why an answer is what it is, and whether the tiers are well.
+//! Why an answer is what it is, and an operator's word on the breakers.
 
 use super::flight::Purpose;
 use super::{Cache, Key, Value};
@@ -6,7 +6,7 @@ use crate::backend::Miss;
 use crate::clock::NEVER_MS;
 use crate::entry::{EntryKind, Meta};
 use crate::error::{Error, ErrorKind, Result};
-use crate::guard::{BreakerMode, BreakerState};
+use crate::guard::BreakerMode;
 use crate::key::EntryKey;
 use crate::l1::Slot;
 use crate::tier::{Tier, TierRead};
@@ -269,55 +269,7 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// Whether a cache and its tiers are well.
-#[derive(Clone, Debug, Serialize)]
-#[non_exhaustive]
-pub struct Health {
-    /// The worst of all tiers.
-    pub level: HealthLevel,
-    /// The tiers below L1, top first.
-    pub tiers: Vec<TierHealth>,
-}
-
-/// How well something is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HealthLevel {
-    /// All is well.
-    Healthy,
-    /// The cache serves, without something it should have.
-    Degraded,
-}
-
-/// How a tier is.
-#[derive(Clone, Debug, Serialize)]
-#[non_exhaustive]
-pub struct TierHealth {
-    /// Its name.
-    pub name: String,
-    /// How well it is.
-    pub level: HealthLevel,
-    /// What an answer took, in microseconds; `None` without one.
-    pub ping_us: Option<u64>,
-    /// For how long it has been set aside, in milliseconds.
-    pub aside_ms: Option<u64>,
-    /// Removals that wait to be replayed.
-    pub undelivered: u64,
-    /// What went wrong last, or what the backend itself has to say.
-    pub notes: Vec<String>,
-}
-
 impl<K: Key, V: Value> Cache<K, V> {
-    /// Asks every tier for a sign of life. Takes at most the tiers' read timeouts.
-    pub async fn health(&self) -> Health {
-        let mut tiers = Vec::new();
-        for tier in &self.shared.tiers {
-            tiers.push(self.tier_health(tier).await);
-        }
-        let level = tiers.iter().map(|tier| tier.level).max().unwrap_or(HealthLevel::Healthy);
-        Health { level, tiers }
-    }
-
     /// Forces the breakers of a tier open, switches them off, or lets them decide again. While one is forced
     /// open nothing is read or set there, and removals are kept until it is given free.
     ///
@@ -332,31 +284,5 @@ impl<K: Key, V: Value> Cache<K, V> {
         }
         found.for_each(|tier| tier.set_breaker_mode(mode));
         Ok(())
-    }
-
-    async fn tier_health(&self, tier: &Tier) -> TierHealth {
-        let start = std::time::Instant::now();
-        let answer = tier.ping().await;
-        let ping_us = answer.is_ok().then(|| u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
-        let aside = tier.aside();
-        let mut notes: Vec<String> = answer.err().map(|error| error.to_string()).into_iter().collect();
-        notes.extend(aside.iter().filter_map(|(_, error)| error.as_ref().map(ToString::to_string)));
-        let guard = tier.stats().guard;
-        for (what, state) in [("reads", guard.read_breaker), ("writes", guard.write_breaker)] {
-            match state {
-                None | Some(BreakerState::Closed) => {}
-                Some(state) => notes.push(format!("the breaker of {what} is {}", state.name())),
-            }
-        }
-        notes.extend(tier.backend.notes());
-        let is_well = notes.is_empty() && aside.is_none();
-        TierHealth {
-            name: tier.name().to_owned(),
-            level: if is_well { HealthLevel::Healthy } else { HealthLevel::Degraded },
-            ping_us,
-            aside_ms: aside.map(|(lasting, _)| crate::clock::millis(lasting)),
-            undelivered: tier.stats().undelivered,
-            notes,
-        }
     }
 }

@@ -111,6 +111,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                 namespaces.extend(tier.namespaces().await?);
             }
         }
+        namespaces.retain(|namespace| !super::health::is_reserved(namespace));
         namespaces.sort_unstable();
         namespaces.dedup();
         Ok(namespaces)

@@ -8,6 +8,7 @@ mod builder;
 mod explain;
 mod flight;
 mod format;
+mod health;
 mod keys;
 mod load;
 mod loader;
@@ -25,7 +26,7 @@ mod write;
 
 pub use blocking::Blocking;
 pub use builder::Builder;
-pub use explain::{EntryState, Explanation, Health, HealthLevel, TierExplanation, TierHealth};
+pub use explain::{EntryState, Explanation, TierExplanation};
 pub use keys::{KeyInfo, KeysPage, KeysRequest};
 pub use loader::{LoadContext, Loaded};
 pub use read::{Hit, Stale};
@@ -135,6 +136,7 @@ pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
     tag_ttls_max: HashMap<Box<str>, Duration>,
     tenants: Option<TenantFrom>,
     evict_after_bad: Option<u32>,
+    health: health::Keeper,
     streaks: Streaks<K>,
     spaces: Mutex<HashMap<Namespace, Arc<Space>>>,
     next_space: AtomicU64,

@@ -209,6 +209,13 @@ impl Breaker {
         }
     }
 
+    /// Calls of the last window, and how many of them failed.
+    pub(crate) fn recent(&self, now_ms: u64) -> (u64, u64) {
+        let slice_ms = crate::clock::millis(self.options.window) / SLICES as u64;
+        let recent = self.inner.lock().window.at(now_ms / slice_ms.max(1));
+        (u64::from(recent.calls), u64::from(recent.failed))
+    }
+
     /// How often it has opened.
     pub(crate) fn opened(&self) -> u64 {
         self.inner.lock().opened
@@ -336,8 +343,20 @@ impl Window {
         slice.slow = slice.slow.saturating_add(u32::from(slow));
     }
 
+    /// What of it is not older than the window, when time has gone on without calls.
+    fn at(&self, number: u64) -> Slice {
+        let passed = usize::try_from(number.saturating_sub(self.newest)).unwrap_or(SLICES);
+        let left = SLICES.saturating_sub(passed) as u64;
+        let numbers = (0..left).filter_map(|step| self.newest.checked_sub(step));
+        Window::sum(numbers.map(|number| &self.slices[(number % SLICES as u64) as usize]))
+    }
+
     fn total(&self) -> Slice {
-        self.slices.iter().fold(Slice::default(), |sum, slice| Slice {
+        Window::sum(self.slices.iter())
+    }
+
+    fn sum<'s>(slices: impl Iterator<Item = &'s Slice>) -> Slice {
+        slices.fold(Slice::default(), |sum, slice| Slice {
             calls: sum.calls.saturating_add(slice.calls),
             failed: sum.failed.saturating_add(slice.failed),
             slow: sum.slow.saturating_add(slice.slow),

@@ -297,6 +297,13 @@ impl Guard {
         self.breakers.iter().for_each(|breaker| breaker.set_mode(mode));
     }
 
+    /// Calls within the breakers' windows, and how many of them failed.
+    pub(crate) fn recent(&self) -> (u64, u64) {
+        let now_ms = self.clock.mono_ms();
+        let [read, write] = [0, 1].map(|side| self.breakers[side].recent(now_ms));
+        (read.0 + write.0, read.1 + write.1)
+    }
+
     pub(crate) fn stats(&self) -> GuardStats {
         let now_ms = self.clock.mono_ms();
         let (concurrency_limit, under_way, queued) = self.admission.numbers();

@@ -5,6 +5,7 @@
 //! decides freshness.
 
 mod options;
+mod probe;
 mod recovery;
 mod undelivered;
 
@@ -56,6 +57,8 @@ struct State {
     failures_in_row: u64,
     last_error: Option<Error>,
     undelivered: Undelivered,
+    /// Since when the oldest of them may have waited.
+    undelivered_since_ms: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -157,7 +160,7 @@ impl Tier {
     }
 
     pub(crate) fn name(&self) -> &str {
-        self.backend.name()
+        self.options.name.as_deref().unwrap_or_else(|| self.backend.name())
     }
 
     pub(crate) fn counters(&self) -> &TierCounters {
@@ -307,7 +310,7 @@ impl Tier {
             Err(error) => {
                 tracing::warn!(tier = self.name(), %error, "a removal could not be delivered; the tier is set aside");
                 let mut state = self.state.lock();
-                state.undelivered.keep(&removal);
+                state.keep(&removal, self.clock.mono_ms());
                 state.set_aside(self.clock.mono_ms(), error);
                 Delivered::Later
             }
@@ -476,7 +479,7 @@ impl Tier {
         let mut state = self.state.lock();
         let is_aside = state.aside_since_ms.is_some();
         if is_aside {
-            state.undelivered.keep(removal);
+            state.keep(removal, self.clock.mono_ms());
         }
         is_aside
     }
@@ -591,6 +594,11 @@ pub(crate) async fn before<F: Future>(clock: &Clock, timeout: Duration, future: 
 }
 
 impl State {
+    fn keep(&mut self, removal: &Removal<'_>, now_ms: u64) {
+        self.undelivered.keep(removal);
+        self.undelivered_since_ms.get_or_insert(now_ms);
+    }
+
     fn set_aside(&mut self, now_ms: u64, error: Error) {
         self.aside_since_ms.get_or_insert(now_ms);
         self.last_error = Some(error);

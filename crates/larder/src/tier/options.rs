@@ -1,5 +1,6 @@
 //! How a backend serves as a tier: the one struct that builder and config file share.
 
+use crate::error::{Error, ErrorKind, Result};
 use crate::guard::GuardOptions;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -9,6 +10,9 @@ use std::time::Duration;
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct TierOptions {
+    /// What it is called in statistics, health and metrics, and for [`set_breakers`](crate::Cache::set_breakers).
+    /// Default: `None`, the backend's name. Give names to tiers of one kind.
+    pub name: Option<String>,
     /// The longest that an entry stays fresh in this tier; stale windows follow it. Default: no limit
     /// beside the entry's own TTL.
     #[serde(with = "crate::options::seconds")]
@@ -34,11 +38,28 @@ pub struct TierOptions {
 impl Default for TierOptions {
     fn default() -> Self {
         TierOptions {
+            name: None,
             ttl_max: Duration::MAX,
             read_timeout: Duration::from_secs(1),
             write_timeout: Duration::from_secs(5),
             hide_keys: false,
             guard: None,
         }
+    }
+}
+
+impl TierOptions {
+    /// Checks what can't be meant.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`]; the message begins with the setting's name and says what is allowed.
+    pub fn validate(&self) -> Result<()> {
+        for (name, timeout) in [("read_timeout", self.read_timeout), ("write_timeout", self.write_timeout)] {
+            if timeout.is_zero() {
+                return Err(Error::new(ErrorKind::Config, "build")
+                    .message(format!("{name} is 0; with it every call fails, and more is allowed")));
+            }
+        }
+        self.guard.as_ref().map_or(Ok(()), GuardOptions::check)
     }
 }

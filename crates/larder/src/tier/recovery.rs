@@ -25,6 +25,7 @@ impl Tier {
             if state.undelivered.is_empty() {
                 tracing::info!(tier = self.name(), "the tier is back");
                 state.aside_since_ms = None;
+                state.undelivered_since_ms = None;
                 state.failures_in_row = 0;
                 self.guard.try_again();
                 return;

@@ -8,6 +8,7 @@ mod support;
 
 mod blocking_facade;
 mod close;
+mod health;
 mod hostile_keys;
 mod leader_cancelled_at_every_await;
 mod listener_panics;

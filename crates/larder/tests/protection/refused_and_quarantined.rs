@@ -57,11 +57,13 @@ async fn tampering_is_a_counted_miss_and_the_entry_is_set_aside() {
         assert_eq!((quarantined.len(), &*quarantined[0].reason), (1, reason));
         assert_eq!(quarantined[0].key, key());
         let health = reader.health().await;
-        assert!(health.tiers[0].notes[0].contains(reason), "{:?}", health.tiers[0].notes);
+        assert!(health.tiers[0].reasons[0].detail.contains(reason), "{:?}", health.tiers[0].reasons);
         let load = |_| async { Ok::<_, Infallible>("new".to_owned()) };
         assert_eq!(reader.get_or_load("a", load).await.unwrap(), "new");
         tier.forget_quarantined();
-        assert!(reader.health().await.tiers[0].notes.is_empty());
+        // An answer is kept for a second.
+        clock.advance(std::time::Duration::from_secs(1));
+        assert!(reader.health().await.tiers[0].reasons.is_empty());
     }
 }
 

@@ -34,6 +34,7 @@ pub(crate) struct Faulty {
     inner: Arc<dyn Backend>,
     mood: Mutex<Mood>,
     panics: AtomicU64,
+    calls: AtomicU64,
     held: Mutex<Option<(Moment, Arc<Notify>)>>,
 }
 
@@ -51,6 +52,7 @@ impl Faulty {
             inner,
             mood: Mutex::new(Mood::Well),
             panics: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
             held: Mutex::default(),
         })
     }
@@ -66,6 +68,12 @@ impl Faulty {
         self.panics.load(SeqCst)
     }
 
+    /// How many calls have begun.
+    #[allow(dead_code, reason = "each test binary uses some")]
+    pub(crate) fn calls(&self) -> u64 {
+        self.calls.load(SeqCst)
+    }
+
     /// Lets the next put wait until it is notified.
     #[allow(dead_code, reason = "each test binary uses some")]
     pub(crate) fn hold_next_put(&self, moment: Moment) -> Arc<Notify> {
@@ -79,6 +87,7 @@ impl Faulty {
     }
 
     async fn call<T>(&self, operation: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
+        self.calls.fetch_add(1, SeqCst);
         let failed = || Error::new(ErrorKind::Unavailable, operation).backend("faulty");
         match self.mood() {
             Mood::Well => call.await,

@@ -388,6 +388,14 @@ impl Backend for SqliteBackend {
         self.write(Op::Quarantine(key.clone(), sealed.clone(), why)).await.map(|_| ())
     }
 
+    async fn quarantined(&self) -> Result<Vec<Quarantined>> {
+        SqliteBackend::quarantined(self).await
+    }
+
+    async fn forget_quarantined(&self) -> Result<()> {
+        SqliteBackend::forget_quarantined(self).await
+    }
+
     async fn mark(&self, namespace: &Namespace, mark: &Mark) -> Result<()> {
         self.write(Op::Mark(namespace.clone(), mark.clone())).await.map(|_| ())
     }
