@@ -5,7 +5,6 @@ mod client;
 mod commands;
 mod config;
 mod data;
-#[expect(dead_code, reason = "not served yet")]
 mod gateway;
 mod http;
 mod replay;

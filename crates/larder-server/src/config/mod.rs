@@ -5,10 +5,12 @@
 
 mod encryption;
 mod file;
+mod gateway;
 mod node;
 mod units;
 
 pub(crate) use encryption::EncryptionSettings;
+pub(crate) use gateway::{Abandoned, GatewaySettings, OtherPaths, TenantSource, UpstreamSettings};
 use node::{ConfigError, Origin, Value};
 pub(crate) use units::{Secret, Size};
 
@@ -50,6 +52,7 @@ pub(crate) struct Settings {
     pub(crate) encryption: EncryptionSettings,
     pub(crate) sqlite: SqliteSettings,
     pub(crate) http: HttpSettings,
+    pub(crate) gateway: GatewaySettings,
 }
 
 impl Default for Settings {
@@ -68,6 +71,7 @@ impl Default for Settings {
             encryption: EncryptionSettings::default(),
             sqlite: SqliteSettings::default(),
             http: HttpSettings::default(),
+            gateway: GatewaySettings::default(),
         }
     }
 }
@@ -247,6 +251,7 @@ impl Settings {
             let message = text.split_once("config: ").map_or(text.as_str(), |(_, message)| message);
             refusal(tree, &format!("encryption.{setting}"), message.to_owned())
         })?;
+        self.check_gateway(tree)?;
         if !(1..=64).contains(&self.sqlite.readers) {
             let message = format!("{} was given; 1 to 64 is allowed", self.sqlite.readers);
             return Err(refusal(tree, "sqlite.readers", message));
@@ -269,6 +274,39 @@ impl Settings {
                 self.http.bodies_bytes_max, self.http.body_bytes_max
             );
             return Err(refusal(tree, "http.bodies_bytes_max", message));
+        }
+        Ok(())
+    }
+}
+
+impl Settings {
+    fn check_gateway(&self, tree: &Node) -> Result<(), ConfigError> {
+        let gateway = &self.gateway;
+        gateway.answers.validate().map_err(|error| {
+            let text = error.to_string();
+            let message = text.rsplit_once("config: ").map_or(text.as_str(), |(_, message)| message);
+            refusal(tree, "gateway.answers", message.to_owned())
+        })?;
+        let key =
+            gateway.upstream.read_key().map_err(|message| refusal(tree, "gateway.upstream", message))?;
+        if !gateway.is_on() {
+            return Ok(());
+        }
+        if key.is_some() && gateway.tenant == TenantSource::Authorization && self.tokens.is_empty() {
+            let message =
+                "the upstream is asked with a key of ours, and nobody needs a token: whoever reaches the \
+                           address spends it; set tokens, or tenant = \"shared\" to allow that on this host"
+                    .to_owned();
+            return Err(refusal(tree, "gateway.upstream", message));
+        }
+        let host = gateway.upstream.url.strip_prefix("http://").map(|rest| rest.split(['/', ':']).next());
+        let is_local = |host: &str| host == "localhost" || host.starts_with("127.") || host.starts_with('[');
+        if let Some(Some(host)) = host
+            && !is_local(host)
+            && key.is_some()
+        {
+            let message = format!("the key would go to {host} unencrypted; use https");
+            return Err(refusal(tree, "gateway.upstream.url", message));
         }
         Ok(())
     }

@@ -110,19 +110,6 @@ impl Answer {
         })
     }
 
-    /// What it says, for a judge to compare: the text and the calls of the first answer.
-    pub(crate) fn text(&self) -> Option<&str> {
-        let choice = || self.body.get("choices")?.as_array()?.first();
-        match self.endpoint {
-            Endpoint::ChatCompletions => choice()?.get("message")?.get("content")?.as_str(),
-            Endpoint::Completions => choice()?.get("text")?.as_str(),
-            Endpoint::Embeddings => None,
-            Endpoint::Responses => self.body.get("output")?.as_array()?.iter().find_map(|item| {
-                item.get("content")?.as_array()?.iter().find_map(|part| part.get("text")?.as_str())
-            }),
-        }
-    }
-
     /// The body of a plain reply. It is a new one: with an id and a time of its own, where the kept one had them.
     /// A response keeps its id: the upstream knows it by that, and a follow-up names it.
     pub(crate) fn reply(&self, id: &str, created: u64) -> Map<String, Value> {
@@ -179,7 +166,6 @@ mod tests {
     fn a_reply_has_its_own_id_and_time() {
         let answer = read(Endpoint::ChatCompletions, &chat("stop".into()), 1).unwrap();
         assert_eq!(answer.usage(), Some(Usage { input_tokens: 3, output_tokens: 2 }));
-        assert_eq!(answer.text(), Some("hi"));
         let reply = answer.reply("b", 2);
         assert_eq!((&reply["id"], &reply["created"]), (&json!("b"), &json!(2)));
         assert_eq!(reply["choices"], answer.body["choices"]);

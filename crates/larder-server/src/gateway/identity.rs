@@ -115,19 +115,6 @@ pub(crate) enum NotSemantic {
     GivenKey,
 }
 
-impl NotSemantic {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            NotSemantic::Endpoint => "endpoint",
-            NotSemantic::LastTurn => "last-turn",
-            NotSemantic::NotText => "not-text",
-            NotSemantic::ManyAnswers => "many-answers",
-            NotSemantic::Empty => "empty",
-            NotSemantic::GivenKey => "given-key",
-        }
-    }
-}
-
 /// Fields of the body that don't change the answer, only how it is delivered or who is billed.
 const DELIVERY: [&str; 2] = ["stream", "stream_options"];
 /// Fields that by setting are no part of the key.
