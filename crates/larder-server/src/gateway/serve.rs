@@ -656,15 +656,18 @@ impl Keeping {
     }
 
     fn finish(self, count: u64) -> Result<StoredValue, NotKept> {
-        let is_stream = matches!(self, Keeping::Stream { .. });
-        let answer = match self {
-            Keeping::Stream { assembler, .. } => assembler.ok_or(NotKept::TooLarge)?.finish(count)?,
-            Keeping::Whole { is_too_large: true, .. } => return Err(NotKept::TooLarge),
-            Keeping::Whole { endpoint, body, .. } => Answer::of_reply(endpoint, &body, count)?,
-        };
-        let lacks_usage = is_stream && answer.usage().is_none();
-        let kind = if lacks_usage { WITHOUT_USAGE } else { "application/json" };
-        Ok(StoredValue::new(Some(kind), Bytes::from(Value::Object(answer.body).to_string())))
+        match self {
+            Keeping::Stream { assembler, .. } => {
+                let answer = assembler.ok_or(NotKept::TooLarge)?.finish(count)?;
+                let kind = if answer.usage().is_none() { WITHOUT_USAGE } else { "application/json" };
+                Ok(StoredValue::new(Some(kind), Bytes::from(Value::Object(answer.body).to_string())))
+            }
+            Keeping::Whole { is_too_large: true, .. } => Err(NotKept::TooLarge),
+            Keeping::Whole { endpoint, body, .. } => {
+                Answer::of_reply(endpoint, &body, count)?;
+                Ok(StoredValue::new(Some("application/json"), Bytes::from(body)))
+            }
+        }
     }
 }
 
