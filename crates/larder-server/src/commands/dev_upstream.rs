@@ -117,7 +117,7 @@ async fn answer(state: &State, request: Request<Body>) -> Response<Body> {
     tokio::time::sleep(state.delay).await;
     let echo = echo(&parts.headers);
     match path {
-        "/v1/chat/completions" => chat(state, &asked, model, echo),
+        "/v1/chat/completions" => chat(state, &asked, model, &echo),
         "/v1/completions" => completion(state, &asked, model),
         "/v1/embeddings" => embeddings(&asked, model),
         "/v1/responses" => response(state, &asked, model),
@@ -162,7 +162,7 @@ fn usage(question: &str, text: &str) -> Value {
     json!({"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said})
 }
 
-fn chat(state: &State, asked: &Value, model: &str, echo: Value) -> Response<Body> {
+fn chat(state: &State, asked: &Value, model: &str, echo: &Value) -> Response<Body> {
     let question = last_text(&asked["messages"]);
     let text = told(&question);
     let reason = if model == "filtered" { "content_filter" } else { "stop" };

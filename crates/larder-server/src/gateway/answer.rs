@@ -130,7 +130,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn chat(reason: Value) -> Value {
+    fn chat(reason: &Value) -> Value {
         json!({"id": "a", "created": 1, "choices": [{"index": 0, "finish_reason": reason,
                "message": {"role": "assistant", "content": "hi"}}],
                "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
@@ -144,16 +144,16 @@ mod tests {
     fn only_what_is_whole_is_kept() {
         let chat_of = |body: &Value, count| read(Endpoint::ChatCompletions, body, count).map(drop);
         for reason in FINISHED {
-            assert_eq!(chat_of(&chat(reason.into()), 1), Ok(()));
+            assert_eq!(chat_of(&chat(&reason.into()), 1), Ok(()));
         }
         for reason in [json!("content_filter"), json!(null), json!("error"), json!(1)] {
-            assert_eq!(chat_of(&chat(reason.clone()), 1), Err(NotKept::Unfinished), "{reason}");
+            assert_eq!(chat_of(&chat(&reason), 1), Err(NotKept::Unfinished), "{reason}");
         }
-        assert_eq!(chat_of(&chat("stop".into()), 2), Err(NotKept::Missing));
+        assert_eq!(chat_of(&chat(&"stop".into()), 2), Err(NotKept::Missing));
         assert_eq!(chat_of(&json!({"choices": []}), 0), Err(NotKept::Missing));
         assert_eq!(chat_of(&json!({"error": {"message": "x"}}), 1), Err(NotKept::Error));
         assert_eq!(chat_of(&json!([]), 1), Err(NotKept::Shape));
-        let mut no_message = chat("stop".into());
+        let mut no_message = chat(&"stop".into());
         no_message["choices"][0].as_object_mut().unwrap().remove("message");
         assert_eq!(chat_of(&no_message, 1), Err(NotKept::Shape));
         let response = |status: &str| json!({"status": status, "output": [], "error": null});
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_reply_has_its_own_id_and_time() {
-        let answer = read(Endpoint::ChatCompletions, &chat("stop".into()), 1).unwrap();
+        let answer = read(Endpoint::ChatCompletions, &chat(&"stop".into()), 1).unwrap();
         assert_eq!(answer.usage(), Some(Usage { input_tokens: 3, output_tokens: 2 }));
         let reply = answer.reply("b", 2);
         assert_eq!((&reply["id"], &reply["created"]), (&json!("b"), &json!(2)));

@@ -179,7 +179,7 @@ fn merge(known: &mut Map<String, Value>, delta: Map<String, Value>) -> Result<()
             (Value::Object(old), Value::Object(more)) => merge(old, more)?,
             (Value::Array(items), Value::Array(more)) => *items = merge_items(std::mem::take(items), more)?,
             (old @ (Value::Number(_) | Value::Bool(_)), more @ (Value::Number(_) | Value::Bool(_))) => {
-                *old = more
+                *old = more;
             }
             _ => return Err(NotKept::Shape),
         }
@@ -217,9 +217,9 @@ mod tests {
         assembler.finish(1).map(|answer| answer.body)
     }
 
-    fn delta(delta: Value, reason: Value) -> Value {
+    fn delta(delta: impl Into<Value>, reason: impl Into<Value>) -> Value {
         json!({"id": "a", "object": "chat.completion.chunk", "created": 1, "model": "m",
-               "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
+               "choices": [{"index": 0, "delta": delta.into(), "finish_reason": reason.into()}]})
     }
 
     #[test]

@@ -136,10 +136,9 @@ impl Controls {
                 "no-cache" => self.read &= !flag()?,
                 "no-store" => self.write &= !flag()?,
                 "use-cache" => {
-                    if !flag()? {
-                        self.read = false;
-                        self.write = false;
-                    }
+                    let is_wanted = flag()?;
+                    self.read &= is_wanted;
+                    self.write &= is_wanted;
                 }
                 "ttl" => {
                     if let Some(ttl) = time()? {

@@ -312,7 +312,7 @@ impl Gateway {
         let load = move |_| async move {
             let Some(producer) = take(&given) else { return Err(NotKept::Missing.name()) };
             let answer = gateway.ask(&asked, producer).await;
-            answer.map(|value| Loaded::new(value)).map_err(NotKept::name)
+            answer.map(Loaded::new).map_err(NotKept::name)
         };
         let loaded = match job.controls.read {
             true => space.get_or_load_with(&entry_key, &options, load).await.map(drop),
