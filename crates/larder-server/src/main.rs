@@ -5,6 +5,7 @@ mod client;
 mod commands;
 mod config;
 mod data;
+mod gateway;
 mod http;
 mod replay;
 mod store;

@@ -1,6 +1,7 @@
 //! The commands, one file each, and what they share: where the cache is, and how a command ends.
 
 mod delete;
+mod dev_upstream;
 mod exists;
 mod explain;
 mod export;
@@ -66,6 +67,8 @@ enum Command {
     Import(import::Import),
     /// Copy all entries from one place to another, with stamps, tags and expiries
     Migrate(migrate::Migrate),
+    /// Serve an OpenAI-compatible API of canned answers, to try the gateway with
+    DevUpstream(dev_upstream::DevUpstream),
     Replay(crate::replay::ReplayArgs),
 }
 
@@ -180,6 +183,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Export(export) => block_on(export.run()),
         Command::Import(import) => block_on(import.run()),
         Command::Migrate(migrate) => block_on(migrate.run()),
+        Command::DevUpstream(upstream) => upstream.run(),
         Command::Replay(arguments) => match crate::replay::run(&arguments) {
             Ok(code) => return code,
             Err(error) => Err(Failure::new(error.to_string())),

@@ -3,6 +3,7 @@
 use super::{Failure, Outcome};
 use crate::config::{LogFormat, Settings, Size, environment};
 use crate::data::{DataFolder, Occupied, database_in};
+use crate::gateway::Gateway;
 use crate::http::{self, App, Ended};
 use crate::store::{self, OnFault};
 use clap::Args;
@@ -27,6 +28,9 @@ pub(crate) struct Serve {
     /// File with bearer tokens, one per line
     #[arg(long, value_name = "FILE")]
     tokens_file: Option<String>,
+    /// Stand before this OpenAI-compatible API and keep its answers, such as https://api.openai.com/v1
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
     /// Refuse to start when the database can't be opened
     #[arg(long)]
     require_data: bool,
@@ -57,6 +61,7 @@ impl Serve {
             ("--listen", "listen", self.listen.clone()),
             ("--data", "data", self.data.clone()),
             ("--tokens-file", "tokens_file", self.tokens_file.clone()),
+            ("--upstream", "gateway.upstream.url", self.upstream.clone()),
             ("--require-data", "require_data", self.require_data.then(|| "true".to_owned())),
         ];
         let flags = flags.into_iter().filter_map(|(flag, setting, value)| Some((flag, setting, value?)));
@@ -135,7 +140,15 @@ async fn serve(settings: Settings) -> Result<Outcome, Failure> {
         .await
         .map_err(|error| Failure::new(format!("listen: {} can't be taken: {error}", settings.listen)))?;
     let address = listener.local_addr()?;
-    let app = Arc::new(App::new(store.clone(), settings.clone(), faults.clone()));
+    let gateway = match settings.gateway.is_on() {
+        true => {
+            let gateway =
+                Gateway::new(settings.gateway.clone(), store.cache.clone()).map_err(Failure::new)?;
+            Some(Arc::new(gateway))
+        }
+        false => None,
+    };
+    let app = Arc::new(App::new(store.clone(), settings.clone(), faults.clone(), gateway));
     let router = app.router().map_err(Failure::new)?;
     if let Some(folder) = &folder
         && let Err(error) = folder.announce(address)

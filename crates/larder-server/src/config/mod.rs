@@ -6,12 +6,14 @@
 mod address;
 mod encryption;
 mod file;
+mod gateway;
 mod node;
 mod refusals;
 mod tiers;
 mod units;
 
 pub(crate) use encryption::EncryptionSettings;
+pub(crate) use gateway::{Abandoned, GatewaySettings, OtherPaths, TenantSource, UpstreamSettings};
 use node::{ConfigError, Origin, Value};
 pub(crate) use tiers::TierSettings;
 pub(crate) use units::{Secret, Size};
@@ -65,6 +67,7 @@ pub(crate) struct Settings {
     /// When the server counts as degraded or unhealthy.
     pub(crate) health: HealthOptions,
     pub(crate) http: HttpSettings,
+    pub(crate) gateway: GatewaySettings,
 }
 
 impl Default for Settings {
@@ -87,6 +90,7 @@ impl Default for Settings {
             single_node: false,
             health: HealthOptions::default(),
             http: HttpSettings::default(),
+            gateway: GatewaySettings::default(),
         }
     }
 }
@@ -320,6 +324,7 @@ impl Settings {
             let message = text.split_once("config: ").map_or(text.as_str(), |(_, message)| message);
             refusal(tree, &format!("encryption.{setting}"), message.to_owned())
         })?;
+        self.check_gateway(tree)?;
         if !(1..=64).contains(&self.sqlite.readers) {
             let message = format!("{} was given; 1 to 64 is allowed", self.sqlite.readers);
             return Err(refusal(tree, "sqlite.readers", message));

@@ -2,6 +2,7 @@
 //! anything else that a client chose.
 
 use super::routes::Operation;
+use crate::gateway::Counters;
 use larder::backend::Usage;
 use larder::{HealthState, Stats};
 use std::collections::BTreeMap;
@@ -87,7 +88,8 @@ impl Text {
 
 /// What is read for one scrape.
 #[derive(Debug)]
-pub(crate) struct Scrape {
+pub(crate) struct Scrape<'a> {
+    pub(crate) gateway: Option<&'a Counters>,
     pub(crate) stats: Stats,
     pub(crate) database: Option<Usage>,
     pub(crate) state: HealthState,
@@ -95,7 +97,7 @@ pub(crate) struct Scrape {
 }
 
 /// Writes all metrics.
-pub(crate) fn render(http: &HttpMetrics, scrape: &Scrape) -> String {
+pub(crate) fn render(http: &HttpMetrics, scrape: &Scrape<'_>) -> String {
     let mut text = Text::default();
     text.family("larder_build_info", "gauge", "Always 1; the version is a label.");
     text.sample("larder_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
@@ -112,6 +114,9 @@ pub(crate) fn render(http: &HttpMetrics, scrape: &Scrape) -> String {
             usage.entries,
         );
         text.gauge("larder_database_bytes", "Bytes that they take, as the database counts.", usage.bytes);
+    }
+    if let Some(counters) = scrape.gateway {
+        of_gateway(&mut text, counters);
     }
     of_http(&mut text, http);
     text.gauge("larder_http_body_bytes", "Bytes of request bodies in memory.", scrape.body_bytes);
@@ -168,6 +173,45 @@ fn of_cache(text: &mut Text, stats: &Stats) {
     text.gauge("larder_l1_bytes", "Bytes in memory (L1), as larder weighs them.", stats.weight);
     text.gauge("larder_l1_max_bytes", "Most bytes in memory (L1): l1.bytes_max.", stats.weight_max);
     text.gauge("larder_flights", "Look-ups in tiers under way.", stats.flights);
+}
+
+fn of_gateway(text: &mut Text, counters: &Counters) {
+    let read = |counter: &AtomicU64| counter.load(Relaxed);
+    text.counters(
+        "larder_gateway_requests_total",
+        "Requests to the gateway, by what the cache had to do with the reply.",
+        "result",
+        &[
+            ("hit_exact", read(&counters.hits_exact)),
+            ("miss", read(&counters.misses)),
+            ("bypass", read(&counters.bypassed)),
+        ],
+    );
+    let plain: [(&str, &str, &AtomicU64); 5] = [
+        ("larder_gateway_joined_total", "Requests that joined a reply under way.", &counters.joined),
+        (
+            "larder_gateway_stale_total",
+            "Replies from the cache past their TTL, because the upstream failed.",
+            &counters.stale,
+        ),
+        (
+            "larder_gateway_not_kept_total",
+            "Replies of status 200 that were no whole answer.",
+            &counters.not_kept,
+        ),
+        (
+            "larder_gateway_upstream_failed_total",
+            "Calls that the upstream refused (5xx, 429) or did not answer.",
+            &counters.upstream_failed,
+        ),
+        ("larder_gateway_tokens_saved_total", "Tokens of replies from the cache.", &counters.tokens_saved),
+    ];
+    for (name, help, counter) in plain {
+        text.counter(name, help, read(counter));
+    }
+    let name = "larder_gateway_cost_saved_total";
+    text.family(name, "counter", "What those tokens would have cost, by gateway.prices.");
+    text.sample(name, &[], read(&counters.cost_saved_micros) as f64 / 1e6);
 }
 
 fn of_tiers(text: &mut Text, stats: &Stats) {

@@ -4,6 +4,7 @@ mod access;
 mod body;
 mod connection;
 mod entries;
+mod gateway;
 mod headers;
 mod health;
 mod listing;
@@ -22,6 +23,7 @@ pub(crate) use server::{Ended, serve};
 pub(crate) use target::percent_encode;
 
 use crate::config::Settings;
+use crate::gateway::Gateway;
 use crate::store::Store;
 use crate::value::{Key, StoredValue};
 use axum::Router;
@@ -47,6 +49,7 @@ pub(crate) struct App {
     bodies: body::Bodies,
     locks: locks::Locks,
     metrics: metrics::HttpMetrics,
+    gateway: Option<Arc<Gateway>>,
     is_stopping: AtomicBool,
     /// The start of every request id: tells the ids of two runs apart.
     run_id: u32,
@@ -54,8 +57,14 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(store: Store, settings: Settings, faults: Vec<String>) -> Self {
+    pub(crate) fn new(
+        store: Store,
+        settings: Settings,
+        faults: Vec<String>,
+        gateway: Option<Arc<Gateway>>,
+    ) -> Self {
         App {
+            gateway,
             access: access::Access::new(&settings),
             bodies: body::Bodies::new(settings.http.bodies_bytes_max.0, settings.http.body_bytes_max.0),
             store,
@@ -123,6 +132,7 @@ impl App {
 
     async fn metrics_response(&self) -> Response<Body> {
         let scrape = metrics::Scrape {
+            gateway: self.gateway.as_ref().map(|gateway| gateway.counters()),
             stats: self.store.cache.stats(),
             database: self.store.usage().await,
             state: self.health_promptly().await.0,
@@ -180,7 +190,11 @@ async fn handle(
             Err(_) => Err(Problem::new(Kind::Timeout, format!("no answer within {limit:?}"))),
         }
     };
-    let mut response = match answer.await {
+    let answer = answer.await;
+    if let Some(gateway) = app.gateway.as_ref().filter(|_| operation.removes()) {
+        gateway.forget_flights();
+    }
+    let mut response = match answer {
         Ok(response) => response,
         Err(problem) => {
             let (kind, operation) = (problem.kind(), operation.name());

@@ -104,6 +104,10 @@ impl Problem {
         self.kind.status()
     }
 
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// The document.
     pub(crate) fn to_json(&self) -> Value {
         let (name, status, title) = self.kind.facts();

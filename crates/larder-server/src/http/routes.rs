@@ -2,7 +2,7 @@
 //! have an operation here or the server does not start.
 
 use super::problem::{Kind, Problem};
-use super::{App, entries, handle, health, listing, many, reports};
+use super::{App, entries, gateway, handle, health, listing, many, reports};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderValue, Request, Response, header};
@@ -52,6 +52,8 @@ operations! {
     GetHealth = "getHealth",
     GetReady = "getReady",
     GetMetrics = "getMetrics",
+    // A path of the API that the gateway stands before.
+    Gateway = "gateway",
     // No route of the document.
     Unknown = "unknown",
 }
@@ -60,6 +62,16 @@ impl Operation {
     /// Whether it is answered to everybody: what says nothing about what is cached.
     pub(crate) fn is_public(self) -> bool {
         matches!(self, Operation::GetHealth | Operation::GetReady | Operation::GetOpenApi)
+    }
+
+    fn is_documented(self) -> bool {
+        !matches!(self, Operation::Gateway | Operation::Unknown)
+    }
+
+    /// Whether something may be gone afterwards.
+    pub(crate) fn removes(self) -> bool {
+        use Operation::*;
+        matches!(self, PutEntry | PutEntryByQuery | DeleteEntry | DeleteEntryByQuery | RunBatch | Invalidate)
     }
 
     pub(crate) async fn run(self, app: &App, request: Request<Body>) -> Result<Response<Body>, Problem> {
@@ -86,7 +98,7 @@ impl Operation {
                 response.headers_mut().insert(header::CONTENT_TYPE, json);
                 Ok(response)
             }
-            Unknown => Err(unknown(&request)),
+            Gateway | Unknown => Err(unknown(&request)),
         }
     }
 }
@@ -112,7 +124,7 @@ pub(crate) fn router(app: &Arc<App>) -> Result<Router, String> {
     let document: Value = serde_json::from_str(OPENAPI).map_err(|error| error.to_string())?;
     let paths = document["paths"].as_object().ok_or("the document has no paths")?;
     let mut missing: Vec<Operation> =
-        Operation::ALL.iter().copied().filter(|operation| *operation != Operation::Unknown).collect();
+        Operation::ALL.iter().copied().filter(|operation| operation.is_documented()).collect();
     let mut router = Router::new();
     for (path, item) in paths {
         let mut methods = MethodRouter::new();
@@ -134,7 +146,17 @@ pub(crate) fn router(app: &Arc<App>) -> Result<Router, String> {
     if let Some(operation) = missing.first() {
         return Err(format!("the document lacks {}", operation.name()));
     }
-    Ok(router.fallback(handler(app, Operation::Unknown, None)))
+    let unknown = handler(app, Operation::Unknown, None);
+    let app = Arc::clone(app);
+    Ok(router.fallback(move |request: Request<Body>| -> Answer {
+        match &app.gateway {
+            Some(gateway) if gateway::serves(request.uri().path()) => {
+                let (app, gateway) = (Arc::clone(&app), Arc::clone(gateway));
+                Box::pin(async move { gateway::handle(&app, &gateway, request).await })
+            }
+            _ => unknown(request),
+        }
+    }))
 }
 
 fn filter(method: &str) -> Option<MethodFilter> {
