@@ -91,7 +91,7 @@ async fn with_a_removal(backend: &RedisBackend) -> Ticket {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_restarts_empty_begins_anew() {
-    let mut server = Server::start(&[]);
+    let server = Server::start(&[]);
     let backend = server.backend();
     let before = with_a_removal(&backend).await;
     server.kill();
@@ -104,7 +104,7 @@ async fn a_server_that_restarts_empty_begins_anew() {
 /// The snapshot holds the value, and not its removal: without the comparison of `run_id` it would be served.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_restarts_from_an_old_snapshot_begins_anew() {
-    let mut server = Server::start(&[]);
+    let server = Server::start(&[]);
     let backend = server.backend();
     set(&backend, "kept", "old").await;
     set(&backend, "removed", "old").await;

@@ -54,7 +54,7 @@ fn fake(reply: &'static [u8]) -> String {
                     let answer: &[u8] = match &request[0][..] {
                         b"CLIENT" => b"+OK\r\n",
                         b"INFO" if request[1] == b"server" => b"$14\r\nrun_id:abc\r\nx:\r\n",
-                        b"INFO" => b"$11\r\nrole:master\r\n",
+                        b"INFO" => b"$30\r\nrole:master\r\nmaster_replid:def\r\n",
                         b"SETNX" => b":0\r\n",
                         b"GET" => b"$-1\r\n",
                         b"SCRIPT" => b"$1\r\nx\r\n",
@@ -203,8 +203,8 @@ async fn passwords_and_permissions() {
 fn redis_cli<'a>(server: &'a Server, password: &'a str) -> impl Fn(&[&[u8]]) + 'a {
     move |args| {
         let mut stream = std::os::unix::net::UnixStream::connect(server.socket()).unwrap();
-        redis_support::send(&mut stream, &[b"AUTH", password.as_bytes()]);
-        redis_support::send(&mut stream, args);
+        redis_support::send(&mut stream, &[b"AUTH", password.as_bytes()]).unwrap();
+        redis_support::send(&mut stream, args).unwrap();
         let mut lines = BufReader::new(stream).lines();
         for _ in 0..2 {
             let line = lines.next().unwrap().unwrap();

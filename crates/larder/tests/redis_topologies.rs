@@ -198,7 +198,7 @@ async fn a_cluster_passes_the_suite() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_moves_begins_anew_and_a_node_that_dies_takes_only_its_own() {
-    let mut cluster = Cluster::start();
+    let cluster = Cluster::start();
     let backend = cluster.backend();
     let keys = cluster.keys();
     let mut tickets = Vec::new();
@@ -240,7 +240,7 @@ async fn a_slot_that_moves_begins_anew_and_a_node_that_dies_takes_only_its_own()
 /// The replica may have missed a removal, so what it has is worth nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promoted_replica_begins_anew() {
-    let mut master = Server::start(&[]);
+    let master = Server::start(&[]);
     let port = master.port.to_string();
     let replica = Server::start(&["--replicaof", &format!("127.0.0.1 {port}")]);
     let folder = tempfile::tempdir().unwrap();

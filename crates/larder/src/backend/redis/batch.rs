@@ -1,12 +1,12 @@
 //! One pipeline and its answers: reads of a store share a look at its meta record and an `MGET`.
 //!
 //! The meta record is read first, so that a ticket is older than the entries that follow it (rule A4). What
-//! that look can't decide takes a second one: a store without a meta record, or of another `run_id`, is begun
+//! that look can't decide takes a second one: a store without a meta record, or of another run, is begun
 //! anew; an entry with tags that is older than the last marker asks for its tags' markers.
 
 use super::fault::Failure;
 use super::layout::{HEAD_BYTES, Head, META_FIELDS, Meta, Store, decode_tags};
-use super::link::{LinkSettings, Replies, Request, Step, info_field};
+use super::link::{LinkSettings, Replies, Request, Step, reign};
 use super::script::{self, Script};
 use crate::backend::{Miss, Read, Ticket};
 use crate::key::EntryKey;
@@ -25,10 +25,11 @@ const ROLE_CHECKED_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) type Requests = Vec<Request>;
 
-/// A connection to a server that was the master, and which run of it.
+/// A connection to a server that was the master.
 pub(super) struct Connected {
     connection: MultiplexedConnection,
-    run_id: String,
+    run: String,
+    reign: String,
     is_broken: AtomicBool,
     since: Instant,
     /// When the role was last asked for, in milliseconds after `since`.
@@ -36,10 +37,11 @@ pub(super) struct Connected {
 }
 
 impl Connected {
-    pub(super) fn new(connection: MultiplexedConnection, run_id: String) -> Self {
+    pub(super) fn new(connection: MultiplexedConnection, run_id: &str, reign: String) -> Self {
         Connected {
             connection,
-            run_id,
+            run: run_name(run_id, &reign),
+            reign,
             is_broken: AtomicBool::new(false),
             since: Instant::now(),
             role_checked_ms: AtomicU64::new(0),
@@ -57,6 +59,12 @@ impl Connected {
         now_ms.saturating_sub(last) >= ROLE_CHECKED_EVERY.as_millis() as u64
             && self.role_checked_ms.compare_exchange(last, now_ms, Relaxed, Relaxed).is_ok()
     }
+}
+
+/// Names a time in which a server can't have forgotten a removal: which process it is, and since when master. Half
+/// of each id, 80 bits, is enough.
+pub(super) fn run_name(run_id: &str, reign: &str) -> String {
+    [run_id, reign].iter().flat_map(|id| id.chars().take(20)).collect()
 }
 
 type ReadAnswer = oneshot::Sender<Result<Read, Failure>>;
@@ -81,7 +89,7 @@ pub(super) struct Sent {
 }
 
 /// What the first look at a group's entries left open.
-struct Open {
+pub(super) struct Open {
     index: usize,
     head: Head,
     tags: Vec<Bytes>,
@@ -148,7 +156,7 @@ impl Sent {
         };
         if checks_role
             && let Some(reply) = replies.pop()
-            && info_field(reply, "role").is_ok_and(|role| role.is_some_and(|role| role != "master"))
+            && reign(&reply).is_ok_and(|reign| reign.as_ref() != Some(&connected.reign))
         {
             connected.is_broken.store(true, Relaxed);
             groups.into_iter().for_each(|group| group.fail(&Failure::Replica));
@@ -186,7 +194,7 @@ fn is_missing_script(reply: &Value) -> bool {
     matches!(reply, Value::ServerError(error) if error.code() == "NOSCRIPT")
 }
 
-fn read_meta(store: &Store) -> Cmd {
+pub(super) fn read_meta(store: &Store) -> Cmd {
     let mut command = Cmd::with_capacity(8, 96);
     command.arg("HMGET").arg(store.meta()).arg(&META_FIELDS);
     command
@@ -248,7 +256,7 @@ impl Wire<'_> {
                     Some(key) => command.arg(store.entry(key)),
                     None => command.arg(&meta),
                 };
-                command.arg(store.log()).arg(&self.connected.run_id);
+                command.arg(store.log()).arg(&self.connected.run);
                 // Its incarnation, should the store have to begin anew.
                 command.arg(&fastrand::u64(..).to_be_bytes()[..]).arg(&self.settings.origin);
                 command.arg(&self.settings.clock.wall_ms().to_be_bytes()[..]);
@@ -320,7 +328,7 @@ impl Wire<'_> {
         if entries.len() != group.keys.len() {
             return Err(Failure::Nonsense("another number of entries than of keys"));
         }
-        let Some(meta) = self.parse_meta(&fields) else {
+        let Some(meta) = parse_meta(&fields, &self.connected.run) else {
             let ticket = self.begin(&group.store).await?;
             // What was found belongs to what came before, or to a beginning that another node was quicker with.
             let missed =
@@ -338,22 +346,6 @@ impl Wire<'_> {
             self.judge_tags(&group.store, &fields[..2], open, &mut found).await?;
         }
         Ok((ticket, found))
-    }
-
-    /// The meta record, if it is of this run of the server.
-    fn parse_meta(&self, fields: &[Value]) -> Option<Meta> {
-        let [Value::BulkString(run), Value::BulkString(inc), pos, clear, marked] = fields else {
-            return None;
-        };
-        if run != self.connected.run_id.as_bytes() {
-            return None;
-        }
-        Some(Meta {
-            inc: u64::from_be_bytes(inc[..].try_into().ok()?),
-            pos: number(pos).filter(|pos| *pos > 0)?,
-            clear: number(clear).unwrap_or(0),
-            marked: number(marked).unwrap_or(0),
-        })
     }
 
     /// Begins a store anew, unless another node just has.
@@ -376,40 +368,64 @@ impl Wire<'_> {
         open: Vec<Open>,
         found: &mut [Result<Bytes, Miss>],
     ) -> Result<(), Failure> {
-        let mut places: HashMap<&[u8], usize> = HashMap::new();
-        let mut command = redis::cmd("HMGET");
-        command.arg(store.meta()).arg("run").arg("inc");
-        for tag in open.iter().flat_map(|open| &open.tags) {
-            let next = places.len() + 2;
-            places.entry(tag).or_insert_with(|| {
-                command.arg([b"t", &tag[..]].concat());
-                next
-            });
-        }
         let mut pipeline = Pipeline::new();
-        pipeline.add_command(command);
+        pipeline.add_command(read_markers(store, &open));
         let markers = array(self.send(&pipeline).await?.pop().unwrap_or(Value::Nil))?;
-        // Without the record that the entries were judged by, its markers are lost, too.
-        let is_same = markers.get(..2) == Some(run_and_inc);
-        for Open { index, head, tags, sealed } in &open {
-            let is_marked = |tag: &Bytes| {
-                let marker = places.get(&tag[..]).and_then(|place| number(markers.get(*place)?));
-                marker.is_some_and(|marker| marker > head.seen)
-            };
-            found[*index] = if !is_same {
-                Err(Miss::Incarnation)
-            } else if tags.iter().any(is_marked) {
-                Err(Miss::Tag)
-            } else {
-                Ok(sealed.clone())
-            };
-        }
+        judge_by_markers(open, &markers, run_and_inc, found);
         Ok(())
     }
 }
 
+/// Asks for the markers of all tags, after the run and incarnation that they are of.
+pub(super) fn read_markers(store: &Store, open: &[Open]) -> Cmd {
+    let mut command = redis::cmd("HMGET");
+    command.arg(store.meta()).arg("run").arg("inc");
+    for tag in open.iter().flat_map(|open| &open.tags) {
+        command.arg([b"t", &tag[..]].concat());
+    }
+    command
+}
+
+/// Closes what was open, by the answer to [`read_markers`].
+pub(super) fn judge_by_markers(
+    open: Vec<Open>,
+    markers: &[Value],
+    run_and_inc: &[Value],
+    found: &mut [Result<Bytes, Miss>],
+) {
+    // Without the record that the entries were judged by, its markers are lost, too.
+    let is_same = markers.get(..2) == Some(run_and_inc);
+    let mut markers = markers.iter().skip(2);
+    for Open { index, head, tags, sealed } in open {
+        let mut mine = markers.by_ref().take(tags.len()).filter_map(number);
+        let is_marked = mine.any(|marker| marker > head.seen);
+        mine.for_each(drop);
+        found[index] = match (is_same, is_marked) {
+            (false, _) => Err(Miss::Incarnation),
+            (true, true) => Err(Miss::Tag),
+            (true, false) => Ok(sealed),
+        };
+    }
+}
+
+/// The meta record, if it is of this run of the server.
+pub(super) fn parse_meta(fields: &[Value], this_run: &str) -> Option<Meta> {
+    let [Value::BulkString(run), Value::BulkString(inc), pos, clear, marked] = fields else {
+        return None;
+    };
+    if run != this_run.as_bytes() {
+        return None;
+    }
+    Some(Meta {
+        inc: u64::from_be_bytes(inc[..].try_into().ok()?),
+        pos: number(pos).filter(|pos| *pos > 0)?,
+        clear: number(clear).unwrap_or(0),
+        marked: number(marked).unwrap_or(0),
+    })
+}
+
 /// What an entry is worth; what only markers can tell is left open.
-fn judge_entry(
+pub(super) fn judge_entry(
     index: usize,
     entry: Value,
     meta: &Meta,

@@ -40,7 +40,7 @@ pub(super) enum Failure {
     Connection(RedisError),
     /// Nothing came within this time; the connection is given up.
     TimedOut(Duration),
-    /// The server is a replica: what it has may lag behind a removal.
+    /// The server is a replica, or was one meanwhile: what it has may lag behind a removal.
     Replica,
     /// The server holds keys that were spread over another number of shards.
     Shards { here: u32, there: u32 },
@@ -58,6 +58,18 @@ impl Failure {
         matches!(self, Failure::Reply(reply) if reply.code() == "MOVED")
     }
 
+    /// The slot is on its way, and some of the keys are no longer here. Nothing was done.
+    pub(super) fn is_moving(&self) -> bool {
+        matches!(self, Failure::Reply(reply) if matches!(reply.code(), "ASK" | "TRYAGAIN"))
+    }
+
+    /// Whom to ask instead, this once: host and port.
+    pub(super) fn asks(&self) -> Option<(&str, u16)> {
+        let Failure::Reply(reply) = self else { return None };
+        let (host, port) = reply.details().filter(|_| reply.code() == "ASK")?.split(' ').nth(1)?.rsplit_once(':')?;
+        Some((host, port.parse().ok()?))
+    }
+
     pub(super) fn into_error(self, operation: &'static str) -> Error {
         let new = |kind| Error::new(kind, operation).backend(NAME);
         match self {
@@ -69,7 +81,9 @@ impl Failure {
             Failure::TimedOut(limit) => {
                 new(ErrorKind::Timeout).message(format!("no answer within {limit:?}"))
             }
-            Failure::Replica => new(ErrorKind::ReadOnly).message("the server is a replica"),
+            Failure::Replica => {
+                new(ErrorKind::ReadOnly).message("the server is a replica, or was one meanwhile")
+            }
             Failure::Shards { here, there } => new(ErrorKind::Config).message(format!(
                 "shards is {here}, but the server's keys of this prefix are spread over {there}"
             )),
