@@ -29,8 +29,9 @@ const RECOVERS_WITHIN: Duration = Duration::from_secs(5);
 /// However long it waits for something that must happen: a busy machine is slow.
 const PATIENCE: Duration = Duration::from_secs(30);
 const KEYS: usize = 64;
-/// Calls of each caller during a fault.
+/// Calls of each caller during a fault, at least, and how long it lasts, at least.
 const CALLS: u64 = 150;
+const OUTAGE: Duration = Duration::from_secs(2);
 
 struct World {
     server: Server,
@@ -80,7 +81,9 @@ impl World {
     async fn call(&self, at: usize) {
         let options = self.cache.options();
         let (caller, options) = match at % 2 {
-            0 => (Caller::WithStale, options.stale_on_error(Duration::from_secs(3600)).load_timeout_soft(SOFT)),
+            0 => {
+                (Caller::WithStale, options.stale_on_error(Duration::from_secs(3600)).load_timeout_soft(SOFT))
+            }
             _ => (Caller::Without, options),
         };
         let at_least = self.removed[at].load(SeqCst);
@@ -151,9 +154,9 @@ impl World {
         .await;
     }
 
-    async fn until_calls_were_made(&self) {
-        let enough = self.calls.load(SeqCst) + 8 * CALLS;
-        until("callers go on", || self.calls.load(SeqCst) >= enough).await;
+    async fn until_calls_were_made(&self, lasting: Duration) {
+        let (began, enough) = (Instant::now(), self.calls.load(SeqCst) + 8 * CALLS);
+        until("callers go on", || self.calls.load(SeqCst) >= enough && began.elapsed() >= lasting).await;
     }
 }
 
@@ -166,15 +169,22 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
 }
 
 /// Lets a fault come over a cache in use, and pass.
-async fn survives(what: &str, args: &[&str], inflict: impl AsyncFnOnce(&World), heal: impl AsyncFnOnce(&World)) {
+async fn survives(
+    what: &str,
+    args: &[&str],
+    inflict: impl AsyncFnOnce(&World),
+    heal: impl AsyncFnOnce(&World),
+) {
     let world = World::new(args);
     let tasks = world.inhabit();
     world.until_the_tier_serves().await;
-    world.until_calls_were_made().await;
+    world.until_calls_were_made(Duration::ZERO).await;
+    world.waits.iter().for_each(|waits| waits.lock().unwrap().clear());
     let (dials, began) = (world.proxy.dials(), Instant::now());
-    inflict(&world).await;
-    world.until_calls_were_made().await;
     let hurt = world.cache.stats().tiers[0].errors;
+    inflict(&world).await;
+    world.until_calls_were_made(OUTAGE).await;
+    let hurt = world.cache.stats().tiers[0].errors - hurt;
     heal(&world).await;
     let healed = Instant::now();
     world.until_the_tier_serves().await;
@@ -184,9 +194,13 @@ async fn survives(what: &str, args: &[&str], inflict: impl AsyncFnOnce(&World), 
     for task in tasks {
         tokio::time::timeout(PATIENCE, task).await.expect("nobody hangs").expect("no value was wrong");
     }
+    let longest = world.waits.iter().flat_map(|waits| waits.lock().unwrap().clone()).max().unwrap();
+    assert!(longest <= 2 * HARD, "{what}: somebody waited for {longest:?}");
     let [stale, without, remover] =
         [Caller::WithStale, Caller::Without, Caller::Remover].map(|caller| world.p99(caller));
-    eprintln!("{what}: {hurt} errors, back after {recovery:?}, {dials} dials in {lasted:?}, p99 {stale:?} with a stale value, {without:?} without, {remover:?} of removals");
+    eprintln!(
+        "{what}: {hurt} errors, back after {recovery:?}, {dials} dials in {lasted:?}, p99 {stale:?} with a stale value, {without:?} without, {remover:?} of removals"
+    );
     assert!(hurt > 0, "{what}: the fault was not felt");
     assert!(stale <= SOFT + SLACK, "{what}: with a stale value at hand {stale:?}");
     assert!(without <= HARD + SLACK, "{what}: without a stale value {without:?}");
@@ -266,15 +280,18 @@ async fn a_server_that_is_killed() {
 async fn a_server_that_loads_for_long() {
     // Half a millisecond a key, and an event loop in between.
     let args = ["--key-load-delay", "500", "--loading-process-events-interval-bytes", "1024"];
+    let args = [&args[..], &["--enable-debug-command", "local"]].concat();
     let inflict = async |world: &World| {
-        world.server.command(&[b"DEBUG", b"POPULATE", b"4000"]);
+        world.server.command(&[b"DEBUG", b"POPULATE", b"6000"]);
         world.server.command(&[b"SAVE"]);
         world.server.kill();
         world.server.spawn();
-        until("it loads", || world.server.first_word(&[b"PING"]).is_some_and(|word| word == "-LOADING")).await;
+        until("it loads", || world.server.first_word(&[b"PING"]).is_some_and(|word| word == "-LOADING"))
+            .await;
     };
     let heal = async |world: &World| {
-        until("it has loaded", || world.server.first_word(&[b"PING"]).is_some_and(|word| word == "+PONG")).await;
+        until("it has loaded", || world.server.first_word(&[b"PING"]).is_some_and(|word| word == "+PONG"))
+            .await;
     };
     survives("LOADING", &args, inflict, heal).await;
 }

@@ -2,10 +2,12 @@
 
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub(crate) mod topologies;
+
 use larder::backend::{RedisBackend, RedisOptions};
 use larder::clock::Clock;
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -121,20 +123,33 @@ impl Server {
     /// Runs a command through a connection of its own; panics at an error reply.
     pub(crate) fn command(&self, args: &[&[u8]]) -> String {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_millis(2000))).unwrap();
-        send(&mut stream, args).unwrap();
-        let mut reply = vec![0; 1 << 20];
-        let mut length = 0;
-        while !reply[..length].ends_with(b"\r\n") {
-            match stream.read(&mut reply[length..]).unwrap() {
-                0 => break,
-                n => length += n,
-            }
-        }
-        let reply = String::from_utf8_lossy(&reply[..length]).into_owned();
+        // A busy machine is slow.
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let reply = ask(&mut stream, args).unwrap();
         assert!(!reply.starts_with('-'), "{reply}");
         reply
     }
+}
+
+/// Runs a command at an address, while somebody answers there.
+pub(crate) fn command_at(address: (&str, u16), args: &[&[u8]]) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    ask(&mut stream, args)
+}
+
+/// A reply that ends with its first piece, or comes in several of which none ends a line.
+fn ask(stream: &mut (impl Read + Write), args: &[&[u8]]) -> std::io::Result<String> {
+    send(stream, args)?;
+    let mut reply = vec![0; 1 << 20];
+    let mut length = 0;
+    while !reply[..length].ends_with(b"\r\n") {
+        match stream.read(&mut reply[length..])? {
+            0 => break,
+            n => length += n,
+        }
+    }
+    Ok(String::from_utf8_lossy(&reply[..length]).into_owned())
 }
 
 pub(crate) fn send(stream: &mut impl Write, args: &[&[u8]]) -> std::io::Result<()> {

@@ -154,12 +154,15 @@ impl Sent {
                 return;
             }
         };
-        if checks_role
-            && let Some(reply) = replies.pop()
-            && reign(&reply).is_ok_and(|reign| reign.as_ref() != Some(&connected.reign))
-        {
+        let now = replies.pop_if(|_| checks_role).and_then(|reply| reign(&reply).ok());
+        let changed = match now {
+            Some(None) => Some(Failure::Replica),
+            Some(Some(now)) if now != connected.reign => Some(Failure::Renewed),
+            _ => None,
+        };
+        if let Some(failure) = changed {
             connected.is_broken.store(true, Relaxed);
-            groups.into_iter().for_each(|group| group.fail(&Failure::Replica));
+            groups.into_iter().for_each(|group| group.fail(&failure));
             // Writes were refused by the server itself, or done while it was the master.
             answer_steps(&wire, steps, replies).await;
             return;

@@ -40,8 +40,10 @@ pub(super) enum Failure {
     Connection(RedisError),
     /// Nothing came within this time; the connection is given up.
     TimedOut(Duration),
-    /// The server is a replica, or was one meanwhile: what it has may lag behind a removal.
+    /// The server is a replica: what it has may lag behind a removal.
     Replica,
+    /// The server is the master, and may have been none meanwhile.
+    Renewed,
     /// The server holds keys that were spread over another number of shards.
     Shards { here: u32, there: u32 },
     /// The server said something that Redis doesn't say.
@@ -66,7 +68,8 @@ impl Failure {
     /// Whom to ask instead, this once: host and port.
     pub(super) fn asks(&self) -> Option<(&str, u16)> {
         let Failure::Reply(reply) = self else { return None };
-        let (host, port) = reply.details().filter(|_| reply.code() == "ASK")?.split(' ').nth(1)?.rsplit_once(':')?;
+        let (host, port) =
+            reply.details().filter(|_| reply.code() == "ASK")?.split(' ').nth(1)?.rsplit_once(':')?;
         Some((host, port.parse().ok()?))
     }
 
@@ -81,9 +84,8 @@ impl Failure {
             Failure::TimedOut(limit) => {
                 new(ErrorKind::Timeout).message(format!("no answer within {limit:?}"))
             }
-            Failure::Replica => {
-                new(ErrorKind::ReadOnly).message("the server is a replica, or was one meanwhile")
-            }
+            Failure::Replica => new(ErrorKind::ReadOnly).message("the server is a replica"),
+            Failure::Renewed => new(ErrorKind::Unavailable).message("the server became the master anew"),
             Failure::Shards { here, there } => new(ErrorKind::Config).message(format!(
                 "shards is {here}, but the server's keys of this prefix are spread over {there}"
             )),

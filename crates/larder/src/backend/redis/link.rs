@@ -296,7 +296,9 @@ pub(super) fn reign(replication: &Value) -> Result<Option<String>, Failure> {
     if info_field(replication, "role")?.is_none_or(|role| role != "master") {
         return Ok(None);
     }
-    info_field(replication, "master_replid")?.map(Some).ok_or(Failure::Nonsense("INFO names no master_replid"))
+    info_field(replication, "master_replid")?
+        .map(Some)
+        .ok_or(Failure::Nonsense("INFO names no master_replid"))
 }
 
 /// A field of an `INFO` section.

@@ -6,7 +6,9 @@
 //! has arrived at another node, which is another run, the store begins anew there. Writes need nothing of their
 //! own: a script names all of its keys, so that the servers refuse it while these are apart.
 
-use super::batch::{array, judge_by_markers, judge_entry, parse_meta, parse_ticket, read_markers, read_meta, run_name};
+use super::batch::{
+    array, judge_by_markers, judge_entry, parse_meta, parse_ticket, read_markers, read_meta, run_name,
+};
 use super::fault::Failure;
 use super::layout::Store;
 use super::link::{Step, info_field, reign};

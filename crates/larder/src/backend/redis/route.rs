@@ -168,9 +168,8 @@ impl Router {
                 None => self.link(slot).await?.run(steps()).await,
                 Some(other) => run_asking(&other, steps()).await,
             };
-            let answer = replies.and_then(|replies| {
-                replies.into_iter().map(|reply| reply.map_err(Failure::Reply)).collect()
-            });
+            let answer = replies
+                .and_then(|replies| replies.into_iter().map(|reply| reply.map_err(Failure::Reply)).collect());
             let Err(failure) = &answer else { return answer };
             self.learn_from(failure);
             moves += 1;
