@@ -5,9 +5,10 @@
 //! anew; an entry with tags that is older than the last marker asks for its tags' markers.
 
 use super::fault::Failure;
+use super::joined::{Writes, repeat_refused};
 use super::layout::{HEAD_BYTES, Head, META_FIELDS, Meta, Store, decode_tags};
-use super::link::{LinkSettings, Replies, Request, Step, reign};
-use super::script::{self, Script};
+use super::link::{LinkSettings, Request, Step, reign};
+use super::script::Script;
 use crate::backend::{Miss, Read, Ticket};
 use crate::key::EntryKey;
 use bytes::Bytes;
@@ -78,14 +79,12 @@ struct Group {
     tickets: Vec<ReadAnswer>,
 }
 
-type StepsOf = (Vec<Step>, oneshot::Sender<Result<Replies, Failure>>);
-
 /// A batch on its way.
 pub(super) struct Sent {
     connected: Arc<Connected>,
     settings: Arc<LinkSettings>,
     groups: Vec<Group>,
-    steps: Vec<StepsOf>,
+    writes: Writes,
 }
 
 /// What the first look at a group's entries left open.
@@ -100,12 +99,12 @@ impl Sent {
     pub(super) fn new(connected: Arc<Connected>, settings: Arc<LinkSettings>, requests: Requests) -> Self {
         let mut groups: Vec<Group> = Vec::new();
         let mut places: HashMap<Store, usize> = HashMap::new();
-        let mut steps = Vec::new();
+        let mut writes = Writes::default();
         for request in requests {
             let (store, key, answer) = match request {
                 Request::Read { store, key, answer } => (store, key, answer),
-                Request::Steps { steps: wanted, answer } => {
-                    steps.push((wanted, answer));
+                Request::Steps { steps, answer } => {
+                    writes.add(steps, answer);
                     continue;
                 }
             };
@@ -125,12 +124,12 @@ impl Sent {
                 }
             }
         }
-        Sent { connected, settings, groups, steps }
+        Sent { connected, settings, groups, writes }
     }
 
     /// Sends, and answers everybody.
     pub(super) async fn run(self) {
-        let Sent { connected, settings, groups, steps } = self;
+        let Sent { connected, settings, groups, writes } = self;
         let wire = Wire { connected: &connected, settings: &settings };
         let mut pipeline = Pipeline::new();
         for group in &groups {
@@ -139,8 +138,8 @@ impl Sent {
                 pipeline.add_command(read_entries(group));
             }
         }
-        for step in steps.iter().flat_map(|(steps, _)| steps) {
-            pipeline.add_command(wire.pack(step));
+        for command in writes.commands(&wire) {
+            pipeline.add_command(command);
         }
         let checks_role = connected.takes_role_check();
         if checks_role {
@@ -150,7 +149,7 @@ impl Sent {
             Ok(replies) => replies,
             Err(failure) => {
                 groups.into_iter().for_each(|group| group.fail(&failure));
-                steps.into_iter().for_each(|(_, answer)| drop(answer.send(Err(failure.clone()))));
+                writes.fail(&failure);
                 return;
             }
         };
@@ -164,7 +163,7 @@ impl Sent {
             connected.is_broken.store(true, Relaxed);
             groups.into_iter().for_each(|group| group.fail(&failure));
             // Writes were refused by the server itself, or done while it was the master.
-            answer_steps(&wire, steps, replies).await;
+            writes.answer(&wire, replies).await;
             return;
         }
         let mut replies = replies.into_iter();
@@ -174,27 +173,11 @@ impl Sent {
             let entries = if group.keys.is_empty() { None } else { replies.next() };
             read.push((group, meta, entries));
         }
-        answer_steps(&wire, steps, replies.collect()).await;
+        writes.answer(&wire, replies.collect()).await;
         for (group, meta, entries) in read {
             wire.answer_group(group, meta, entries).await;
         }
     }
-}
-
-/// Gives each its replies. What failed because a script was missing is repeated after loading it: it was not
-/// executed.
-async fn answer_steps(wire: &Wire<'_>, steps: Vec<StepsOf>, replies: Vec<Value>) {
-    let mut replies = replies.into_iter();
-    for (steps, answer) in steps {
-        let mut mine: Vec<Value> = replies.by_ref().take(steps.len()).collect();
-        let answered = wire.reload(&steps, &mut mine).await;
-        let answered = answered.map(|()| mine.into_iter().map(wire.judge()).collect());
-        drop(answer.send(answered));
-    }
-}
-
-fn is_missing_script(reply: &Value) -> bool {
-    matches!(reply, Value::ServerError(error) if error.code() == "NOSCRIPT")
 }
 
 pub(super) fn read_meta(store: &Store) -> Cmd {
@@ -226,14 +209,14 @@ impl Group {
 }
 
 /// A connection for the time of a batch.
-struct Wire<'a> {
+pub(super) struct Wire<'a> {
     connected: &'a Connected,
     settings: &'a LinkSettings,
 }
 
 impl Wire<'_> {
     /// Replies to all commands, error replies included.
-    async fn send(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Failure> {
+    pub(super) async fn send(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Failure> {
         let limit = self.settings.response_timeout;
         let mut connection = self.connected.connection.clone();
         let replies = connection.send_packed_commands(pipeline, 0, pipeline.len());
@@ -248,21 +231,18 @@ impl Wire<'_> {
         Err(failure)
     }
 
-    fn pack(&self, step: &Step) -> Cmd {
+    pub(super) fn pack(&self, step: &Step) -> Cmd {
         match step {
             Step::Plain(command) => command.clone(),
             Step::Script { script, store, key, args } => {
-                let meta = store.meta();
                 let mut command = Cmd::new();
-                command.arg("EVALSHA").arg(script.sha()).arg(3).arg(&meta);
+                command.arg("EVALSHA").arg(script.sha()).arg(3).arg(store.meta());
                 match key {
                     Some(key) => command.arg(store.entry(key)),
-                    None => command.arg(&meta),
+                    None => command.arg(store.meta()),
                 };
-                command.arg(store.log()).arg(&self.connected.run);
-                // Its incarnation, should the store have to begin anew.
-                command.arg(&fastrand::u64(..).to_be_bytes()[..]).arg(&self.settings.origin);
-                command.arg(&self.settings.clock.wall_ms().to_be_bytes()[..]);
+                command.arg(store.log());
+                self.pack_beginning(&mut command);
                 for arg in args {
                     command.arg(&arg[..]);
                 }
@@ -271,30 +251,16 @@ impl Wire<'_> {
         }
     }
 
-    /// Repeats the steps whose script the server had forgotten.
-    async fn reload(&self, steps: &[Step], replies: &mut [Value]) -> Result<(), Failure> {
-        if !replies.iter().any(is_missing_script) {
-            return Ok(());
-        }
-        let mut pipeline = Pipeline::new();
-        for load in script::load_all() {
-            pipeline.add_command(load);
-        }
-        let loads = pipeline.len();
-        let places: Vec<usize> =
-            (0..replies.len()).filter(|place| is_missing_script(&replies[*place])).collect();
-        for place in &places {
-            pipeline.add_command(self.pack(&steps[*place]));
-        }
-        let again = self.send(&pipeline).await?;
-        for (place, reply) in places.into_iter().zip(again.into_iter().skip(loads)) {
-            replies[place] = reply;
-        }
-        Ok(())
+    /// The arguments that all scripts begin with.
+    pub(super) fn pack_beginning(&self, command: &mut Cmd) {
+        command.arg(&self.connected.run);
+        // Its incarnation, should the store have to begin anew.
+        command.arg(&fastrand::u64(..).to_be_bytes()[..]).arg(&self.settings.origin);
+        command.arg(&self.settings.clock.wall_ms().to_be_bytes()[..]);
     }
 
     /// Tells error replies from others; one of a replica ends the connection.
-    fn judge(&self) -> impl Fn(Value) -> Result<Value, ServerError> + '_ {
+    pub(super) fn judge(&self) -> impl Fn(Value) -> Result<Value, ServerError> + '_ {
         |reply| match reply {
             Value::ServerError(error) => {
                 if error.code() == "READONLY" {
@@ -358,7 +324,7 @@ impl Wire<'_> {
         let mut pipeline = Pipeline::new();
         pipeline.add_command(self.pack(&steps[0]));
         let mut replies = self.send(&pipeline).await?;
-        self.reload(&steps, &mut replies).await?;
+        repeat_refused(self, &steps, &mut replies).await?;
         let reply = replies.pop().map(self.judge()).ok_or(Failure::Nonsense("no answer to a script"))?;
         parse_ticket(&reply.map_err(Failure::Reply)?)
     }

@@ -8,6 +8,7 @@
 
 mod batch;
 mod fault;
+mod joined;
 mod layout;
 mod link;
 mod moving;
