@@ -143,7 +143,23 @@ impl RedisOptions {
         });
         let root = root.transpose()?;
         let urls = [&self.url].into_iter().chain(&self.more_urls);
-        urls.map(|url| trust(parse_url(url)?, root.as_deref())).collect()
+        let servers: Vec<_> =
+            urls.map(|url| trust(parse_url(url)?, root.as_deref())).collect::<Result<_>>()?;
+        #[cfg(feature = "redis-tls")]
+        if servers.iter().any(|server| matches!(server.addr(), redis::ConnectionAddr::TcpTls { .. })) {
+            choose_provider();
+        }
+        Ok(servers)
+    }
+}
+
+/// TLS takes the process's cryptography, and panics where two are compiled in and nobody has chosen: then it is
+/// that of larder's encryption. A choice of the application's stays.
+#[cfg(feature = "redis-tls")]
+fn choose_provider() {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // Somebody else may just have been quicker, which is as good.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     }
 }
 
