@@ -99,7 +99,8 @@ pub fn run(is_quick: bool, report: &mut Report) -> Result<()> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let mut command = Command::new("redis-server");
     command.args(["--port", &port.to_string(), "--save", ""]).arg("--dir").arg(folder.path());
-    let _server = Server(command.stdout(Stdio::null()).spawn().map_err(|error| format!("redis-server: {error}"))?);
+    let _server =
+        Server(command.stdout(Stdio::null()).spawn().map_err(|error| format!("redis-server: {error}"))?);
     let began = Instant::now();
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         if began.elapsed() > Duration::from_secs(20) {
@@ -124,10 +125,12 @@ pub fn run(is_quick: bool, report: &mut Report) -> Result<()> {
             let mut failed = None;
             let one = |at: usize| {
                 let way: &Way = &ways[at].1;
-                runtime.block_on(calls_per_second(way, &keys, callers, calls, is_put)).unwrap_or_else(|error| {
-                    failed = Some(format!("{}: {error}", names[at]));
-                    0.0
-                })
+                runtime.block_on(calls_per_second(way, &keys, callers, calls, is_put)).unwrap_or_else(
+                    |error| {
+                        failed = Some(format!("{}: {error}", names[at]));
+                        0.0
+                    },
+                )
             };
             let case = format!("redis {what} 1 KiB, {callers} in flight");
             let lines = interleaved(&case, "ops_per_s", Clock::Wall, &names, one);
@@ -161,7 +164,13 @@ async fn connect(url: &str) -> Result<Vec<(&'static str, Way)>> {
     ])
 }
 
-async fn calls_per_second(way: &Way, keys: &Arc<[Key]>, callers: usize, calls: usize, is_put: bool) -> Result<f64> {
+async fn calls_per_second(
+    way: &Way,
+    keys: &Arc<[Key]>,
+    callers: usize,
+    calls: usize,
+    is_put: bool,
+) -> Result<f64> {
     let began = Instant::now();
     let tasks: Vec<_> = (0..callers)
         .map(|caller| {

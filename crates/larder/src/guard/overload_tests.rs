@@ -5,8 +5,8 @@
 
 use super::*;
 use crate::clock::ManualClock;
+use crate::sync::Unscheduled;
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::sync::atomic::Ordering::SeqCst;
 use tokio::sync::oneshot;
 
@@ -18,14 +18,14 @@ const SERVICE_MS: u64 = 10;
 struct Backend {
     /// It refuses calls at once when so many wait.
     queue_max: usize,
-    queue: Mutex<VecDeque<(u64, oneshot::Sender<()>)>>,
+    queue: Unscheduled<VecDeque<(u64, oneshot::Sender<()>)>>,
 }
 
 impl Backend {
     async fn call(&self, now_ms: u64) -> Result<()> {
         let (answer, answered) = oneshot::channel();
         {
-            let mut queue = self.queue.lock().unwrap();
+            let mut queue = self.queue.lock();
             if queue.len() >= self.queue_max {
                 return Err(Error::new(ErrorKind::Unavailable, "get"));
             }
@@ -35,13 +35,14 @@ impl Backend {
     }
 
     fn answer(&self, most: usize, now_ms: u64) {
-        let mut queue = self.queue.lock().unwrap();
+        let mut queue = self.queue.lock();
         for _ in 0..most {
-            let Some((_, answer)) = queue.pop_front_if(|(since, _)| *since + SERVICE_MS <= now_ms) else {
+            if queue.front().is_none_or(|(since, _)| *since + SERVICE_MS > now_ms) {
                 return;
-            };
+            }
+            let answer = queue.pop_front().map(|(_, answer)| answer);
             // Whether somebody still waits or not.
-            let _ = answer.send(());
+            let _ = answer.map(|answer| answer.send(()));
         }
     }
 }
@@ -59,7 +60,7 @@ async fn run(options: &GuardOptions, per_second: u64, load: f64, queue_max: usiz
     const MEASURED_MS: u64 = 5000;
     let clock = ManualClock::new();
     let guard = Arc::new(Guard::new(options, Clock::from(clock.clone())));
-    let backend = Arc::new(Backend { queue_max, queue: Mutex::default() });
+    let backend = Arc::new(Backend { queue_max, queue: Unscheduled::new(VecDeque::new()) });
     let succeeded = Arc::new(AtomicU64::new(0));
     let call = Call {
         operation: "get",

@@ -7,6 +7,7 @@ use super::fault::Failure;
 use super::layout::Store;
 use super::link::{Replies, Step};
 use super::script::{self, Script};
+use bytes::Bytes;
 use redis::{Cmd, Pipeline, Value};
 use tokio::sync::oneshot;
 
@@ -105,16 +106,17 @@ fn joinable(step: &Step) -> Option<&Store> {
     }
 }
 
-fn pack_joined<'a>(wire: &Wire<'_>, steps: impl ExactSizeIterator<Item = &'a Step> + Clone) -> Cmd {
-    let parts = steps.clone().filter_map(|step| match step {
-        Step::Script { store, key: Some(key), args, .. } => Some((store, key, args)),
-        _ => None,
-    });
-    let bytes: usize =
-        parts.clone().map(|(.., args)| 128 + args.iter().map(|arg| arg.len()).sum::<usize>()).sum();
-    let mut command = Cmd::with_capacity(10 + 5 * steps.len(), bytes + 256);
-    command.arg("EVALSHA").arg(Script::Loads.sha()).arg(3 + steps.len());
-    for (at, (store, key, _)) in parts.clone().enumerate() {
+fn pack_joined<'a>(wire: &Wire<'_>, steps: impl Iterator<Item = &'a Step>) -> Cmd {
+    let parts: Vec<_> = steps
+        .filter_map(|step| match step {
+            Step::Script { store, key: Some(key), args, .. } => Some((store, key, args)),
+            _ => None,
+        })
+        .collect();
+    let bytes: usize = parts.iter().map(|(.., args)| 128 + args.iter().map(Bytes::len).sum::<usize>()).sum();
+    let mut command = Cmd::with_capacity(10 + 5 * parts.len(), bytes + 256);
+    command.arg("EVALSHA").arg(Script::Loads.sha()).arg(3 + parts.len());
+    for (at, (store, key, _)) in parts.iter().enumerate() {
         if at == 0 {
             command.arg(store.meta()).arg(store.meta()).arg(store.log());
         }

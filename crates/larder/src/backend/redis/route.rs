@@ -37,7 +37,7 @@ pub(super) struct Router {
 
 enum Servers {
     One(Arc<Link>),
-    Cluster(Cluster),
+    Cluster(Box<Cluster>),
 }
 
 struct Cluster {
@@ -71,14 +71,14 @@ impl Router {
         let link = |target| Arc::new(Link::new(target, settings.clone()));
         let first = servers[0].clone();
         let servers = match sentinel_master {
-            _ if is_cluster => Servers::Cluster(Cluster {
+            _ if is_cluster => Servers::Cluster(Box::new(Cluster {
                 like: first,
                 seeds: servers.into_iter().map(|seed| link(Target::Server(seed))).collect(),
                 nodes: Mutex::default(),
                 map: Mutex::default(),
                 failed: Mutex::default(),
                 turns: Semaphore::new(1),
-            }),
+            })),
             None => Servers::One(link(Target::Server(first))),
             Some(master) => {
                 let server = first.redis_settings().clone();
@@ -246,9 +246,10 @@ impl Router {
 
     /// A node by its address. One that isn't known yet is about to get its first slot.
     fn node(&self, host: &str, port: u16) -> Result<Arc<Link>, Failure> {
-        let Servers::Cluster(Cluster { like, nodes, .. }) = &self.servers else {
+        let Servers::Cluster(cluster) = &self.servers else {
             return Err(Failure::Nonsense("a single server has no slots to move"));
         };
+        let Cluster { like, nodes, .. } = &**cluster;
         let host = match (host, like.addr()) {
             // A node that doesn't know its own address yet: the one that was asked.
             ("" | "?", ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. }) => host,
