@@ -115,11 +115,8 @@ impl Router {
                     let node = Arc::as_ptr(&link).addr();
                     by_node.entry(node).or_insert_with(|| (link, Vec::new())).1.push(place);
                 }
-                Err(failure) => {
-                    // What can't be learned for one slot can't for the others, and would be tried for each.
-                    reads.iter_mut().for_each(|read| *read = Err(failure.clone()));
-                    return reads;
-                }
+                // A slot without a node takes no others with it.
+                Err(failure) => reads[place] = Err(failure),
             }
         }
         let asked = at_once(by_node.into_values().map(async |(link, places)| {
