@@ -29,8 +29,10 @@ mod memory;
     feature = "encryption",
     feature = "files",
     feature = "jsonl",
+    feature = "redis",
     feature = "sqlite",
-    unix
+    unix,
+    not(larder_shuttle)
 ))]
 mod protected_conformance;
 mod quarantine;

@@ -6,8 +6,8 @@
 use super::conformance::{Subject, check_all};
 use super::{
     Backend, Capabilities, Durability, FilesBackend, FilesOptions, JsonlBackend, JsonlOptions, Listed, Mark,
-    MemoryBackend, MemoryOptions, Page, Put, PutOutcome, Read, Removed, Scan, SqliteBackend, SqliteOptions,
-    Ticket, Usage,
+    MemoryBackend, MemoryOptions, Page, Put, PutOutcome, Read, RedisBackend, Removed, Scan, SqliteBackend,
+    SqliteOptions, Ticket, Usage,
 };
 use crate::clock::Clock;
 use crate::envelope::{Envelope, EnvelopeOptions, Keyring, Protection, Sealing, SecretKey};
@@ -17,9 +17,14 @@ use crate::stamp::Stamp;
 use crate::tier::{Tier, TierOptions};
 use async_trait::async_trait;
 use bytes::Bytes;
+use redis_support::Server;
+use redis_support::topologies::{Cluster, Pair};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tempfile::TempDir;
+
+#[path = "../../tests/redis_support/mod.rs"]
+mod redis_support;
 
 fn keyring() -> Keyring {
     let secret = |first: u8| SecretKey::from_bytes(&std::array::from_fn(|at| first ^ at as u8)).unwrap();
@@ -32,12 +37,15 @@ enum Names {
     Hidden,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Store {
     Memory,
     Sqlite,
     Files,
     Jsonl,
+    Redis(Arc<Server>),
+    Cluster(Arc<Cluster>),
+    Sentinel(Arc<Pair>),
 }
 
 /// A backend that never sees a body, and with [`Names::Hidden`] no key either.
@@ -193,7 +201,9 @@ impl Protected {
         let tier_clock = clock.clone();
         // What a sync is good for is no matter of encryption.
         let durability = Durability::Process;
-        let inner: Arc<dyn Backend> = match self.store {
+        let flush = |server: &Server| drop(server.command(&[b"FLUSHALL"]));
+        let redis = |options| Arc::new(RedisBackend::new(options).unwrap());
+        let inner: Arc<dyn Backend> = match &self.store {
             Store::Memory => Arc::new(MemoryBackend::new(MemoryOptions { clock, ..Default::default() })),
             Store::Sqlite => {
                 let options = SqliteOptions { clock, durability, ..SqliteOptions::new(path) };
@@ -206,6 +216,18 @@ impl Protected {
             Store::Jsonl => {
                 let options = JsonlOptions { clock, durability, ..JsonlOptions::new(path) };
                 Arc::new(JsonlBackend::open(options).await.unwrap())
+            }
+            Store::Redis(server) => {
+                flush(server);
+                redis(server.options(clock))
+            }
+            Store::Cluster(cluster) => {
+                cluster.nodes.iter().for_each(flush);
+                redis(cluster.options(clock))
+            }
+            Store::Sentinel(pair) => {
+                flush(&pair.master);
+                redis(pair.options(clock))
             }
         };
         let tier = Tier::new(Arc::clone(&inner), TierOptions::default(), tier_clock);
@@ -232,7 +254,7 @@ impl Subject for Protected {
 
 async fn check(store: Store) {
     let subject = |protection, names| Protected {
-        store,
+        store: store.clone(),
         names,
         protection,
         folder: tempfile::tempdir().unwrap(),
@@ -261,4 +283,19 @@ async fn files_pass_protected() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn jsonl_passes_protected() {
     check(Store::Jsonl).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn redis_passes_protected() {
+    check(Store::Redis(Arc::new(Server::start(&[])))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_redis_cluster_passes_protected() {
+    check(Store::Cluster(Arc::new(Cluster::start()))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn redis_behind_a_sentinel_passes_protected() {
+    check(Store::Sentinel(Arc::new(Pair::start()))).await;
 }

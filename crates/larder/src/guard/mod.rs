@@ -2,7 +2,8 @@
 //! limit of the attempt, retry budget.
 //!
 //! - The **deadline** is the call's own: whatever happens below, the caller has an answer by then.
-//! - **Admission** bounds how many calls are under way and puts invalidations before reads before sets.
+//! - **Admission** bounds how many calls are under way and puts invalidations before reads before sets. At most
+//!   half of a call's time is spent waiting for it.
 //! - The **breaker** stops calling what keeps failing. Reads and writes have one each: a full disk or a
 //!   replica refuses writes alone.
 //! - The **attempt's limit** follows the latencies that were seen.
@@ -14,6 +15,8 @@
 mod admission;
 mod breaker;
 mod latency;
+#[cfg(all(test, not(larder_shuttle)))]
+mod overload_tests;
 mod retry;
 #[cfg(all(test, not(larder_shuttle)))]
 mod tests;
@@ -100,7 +103,7 @@ pub struct GuardStats {
     pub breakers_opened: u64,
     /// Calls refused by an open breaker.
     pub refused_open: u64,
-    /// Calls refused because the queue was full, or that waited in it until their deadline.
+    /// Calls refused because the queue was full, or that waited in it for half of the time they had.
     pub refused_queue: u64,
     /// Attempts that were repeated.
     pub retries: u64,
@@ -201,13 +204,16 @@ impl Guard {
             let spent = Duration::from_millis(self.clock.mono_ms().saturating_sub(began_ms));
             call.deadline.saturating_sub(spent)
         };
-        let place = match before(&self.clock, call.deadline, self.admission.enter(call.priority)).await {
+        // Who waited for nearly all of its time would be given up as soon as it is let in, and the backend would
+        // work for nobody: under overload everybody in the queue is that late.
+        let patience = call.deadline / 2;
+        let place = match before(&self.clock, patience, self.admission.enter(call.priority)).await {
             Some(Ok(place)) if !left().is_zero() => place,
             entered => {
                 self.refused_queue.fetch_add(1, Relaxed);
                 let why = match entered {
                     Some(Err(admission::QueueFull)) => "the tier's queue is full".to_owned(),
-                    _ => format!("no place in the tier's queue within {:?}", call.deadline),
+                    _ => format!("no place in the tier's queue within {patience:?}"),
                 };
                 return Err(Stopped::Refused(Error::new(ErrorKind::Overloaded, call.operation).message(why)));
             }

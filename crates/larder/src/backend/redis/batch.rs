@@ -1,13 +1,14 @@
 //! One pipeline and its answers: reads of a store share a look at its meta record and an `MGET`.
 //!
 //! The meta record is read first, so that a ticket is older than the entries that follow it (rule A4). What
-//! that look can't decide takes a second one: a store without a meta record, or of another `run_id`, is begun
+//! that look can't decide takes a second one: a store without a meta record, or of another run, is begun
 //! anew; an entry with tags that is older than the last marker asks for its tags' markers.
 
 use super::fault::Failure;
+use super::joined::{Writes, repeat_refused};
 use super::layout::{HEAD_BYTES, Head, META_FIELDS, Meta, Store, decode_tags};
-use super::link::{LinkSettings, Replies, Request, Step, info_field};
-use super::script::{self, Script};
+use super::link::{LinkSettings, Request, Step, reign};
+use super::script::Script;
 use crate::backend::{Miss, Read, Ticket};
 use crate::key::EntryKey;
 use bytes::Bytes;
@@ -25,10 +26,11 @@ const ROLE_CHECKED_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) type Requests = Vec<Request>;
 
-/// A connection to a server that was the master, and which run of it.
+/// A connection to a server that was the master.
 pub(super) struct Connected {
     connection: MultiplexedConnection,
-    run_id: String,
+    run: String,
+    reign: String,
     is_broken: AtomicBool,
     since: Instant,
     /// When the role was last asked for, in milliseconds after `since`.
@@ -36,10 +38,11 @@ pub(super) struct Connected {
 }
 
 impl Connected {
-    pub(super) fn new(connection: MultiplexedConnection, run_id: String) -> Self {
+    pub(super) fn new(connection: MultiplexedConnection, run_id: &str, reign: String) -> Self {
         Connected {
             connection,
-            run_id,
+            run: run_name(run_id, &reign),
+            reign,
             is_broken: AtomicBool::new(false),
             since: Instant::now(),
             role_checked_ms: AtomicU64::new(0),
@@ -59,6 +62,12 @@ impl Connected {
     }
 }
 
+/// Names a time in which a server can't have forgotten a removal: which process it is, and since when master. Half
+/// of each id, 80 bits, is enough.
+pub(super) fn run_name(run_id: &str, reign: &str) -> String {
+    [run_id, reign].iter().flat_map(|id| id.chars().take(20)).collect()
+}
+
 type ReadAnswer = oneshot::Sender<Result<Read, Failure>>;
 
 /// The reads of one store.
@@ -70,18 +79,16 @@ struct Group {
     tickets: Vec<ReadAnswer>,
 }
 
-type StepsOf = (Vec<Step>, oneshot::Sender<Result<Replies, Failure>>);
-
 /// A batch on its way.
 pub(super) struct Sent {
     connected: Arc<Connected>,
     settings: Arc<LinkSettings>,
     groups: Vec<Group>,
-    steps: Vec<StepsOf>,
+    writes: Writes,
 }
 
 /// What the first look at a group's entries left open.
-struct Open {
+pub(super) struct Open {
     index: usize,
     head: Head,
     tags: Vec<Bytes>,
@@ -92,12 +99,12 @@ impl Sent {
     pub(super) fn new(connected: Arc<Connected>, settings: Arc<LinkSettings>, requests: Requests) -> Self {
         let mut groups: Vec<Group> = Vec::new();
         let mut places: HashMap<Store, usize> = HashMap::new();
-        let mut steps = Vec::new();
+        let mut writes = Writes::default();
         for request in requests {
             let (store, key, answer) = match request {
                 Request::Read { store, key, answer } => (store, key, answer),
-                Request::Steps { steps: wanted, answer } => {
-                    steps.push((wanted, answer));
+                Request::Steps { steps, answer } => {
+                    writes.add(steps, answer);
                     continue;
                 }
             };
@@ -117,12 +124,12 @@ impl Sent {
                 }
             }
         }
-        Sent { connected, settings, groups, steps }
+        Sent { connected, settings, groups, writes }
     }
 
     /// Sends, and answers everybody.
     pub(super) async fn run(self) {
-        let Sent { connected, settings, groups, steps } = self;
+        let Sent { connected, settings, groups, writes } = self;
         let wire = Wire { connected: &connected, settings: &settings };
         let mut pipeline = Pipeline::new();
         for group in &groups {
@@ -131,8 +138,8 @@ impl Sent {
                 pipeline.add_command(read_entries(group));
             }
         }
-        for step in steps.iter().flat_map(|(steps, _)| steps) {
-            pipeline.add_command(wire.pack(step));
+        for command in writes.commands(&wire) {
+            pipeline.add_command(command);
         }
         let checks_role = connected.takes_role_check();
         if checks_role {
@@ -142,18 +149,21 @@ impl Sent {
             Ok(replies) => replies,
             Err(failure) => {
                 groups.into_iter().for_each(|group| group.fail(&failure));
-                steps.into_iter().for_each(|(_, answer)| drop(answer.send(Err(failure.clone()))));
+                writes.fail(&failure);
                 return;
             }
         };
-        if checks_role
-            && let Some(reply) = replies.pop()
-            && info_field(reply, "role").is_ok_and(|role| role.is_some_and(|role| role != "master"))
-        {
+        let now = replies.pop_if(|_| checks_role).and_then(|reply| reign(&reply).ok());
+        let changed = match now {
+            Some(None) => Some(Failure::Replica),
+            Some(Some(now)) if now != connected.reign => Some(Failure::Renewed),
+            _ => None,
+        };
+        if let Some(failure) = changed {
             connected.is_broken.store(true, Relaxed);
-            groups.into_iter().for_each(|group| group.fail(&Failure::Replica));
+            groups.into_iter().for_each(|group| group.fail(&failure));
             // Writes were refused by the server itself, or done while it was the master.
-            answer_steps(&wire, steps, replies).await;
+            writes.answer(&wire, replies).await;
             return;
         }
         let mut replies = replies.into_iter();
@@ -163,30 +173,14 @@ impl Sent {
             let entries = if group.keys.is_empty() { None } else { replies.next() };
             read.push((group, meta, entries));
         }
-        answer_steps(&wire, steps, replies.collect()).await;
+        writes.answer(&wire, replies.collect()).await;
         for (group, meta, entries) in read {
             wire.answer_group(group, meta, entries).await;
         }
     }
 }
 
-/// Gives each its replies. What failed because a script was missing is repeated after loading it: it was not
-/// executed.
-async fn answer_steps(wire: &Wire<'_>, steps: Vec<StepsOf>, replies: Vec<Value>) {
-    let mut replies = replies.into_iter();
-    for (steps, answer) in steps {
-        let mut mine: Vec<Value> = replies.by_ref().take(steps.len()).collect();
-        let answered = wire.reload(&steps, &mut mine).await;
-        let answered = answered.map(|()| mine.into_iter().map(wire.judge()).collect());
-        drop(answer.send(answered));
-    }
-}
-
-fn is_missing_script(reply: &Value) -> bool {
-    matches!(reply, Value::ServerError(error) if error.code() == "NOSCRIPT")
-}
-
-fn read_meta(store: &Store) -> Cmd {
+pub(super) fn read_meta(store: &Store) -> Cmd {
     let mut command = Cmd::with_capacity(8, 96);
     command.arg("HMGET").arg(store.meta()).arg(&META_FIELDS);
     command
@@ -215,14 +209,14 @@ impl Group {
 }
 
 /// A connection for the time of a batch.
-struct Wire<'a> {
+pub(super) struct Wire<'a> {
     connected: &'a Connected,
     settings: &'a LinkSettings,
 }
 
 impl Wire<'_> {
     /// Replies to all commands, error replies included.
-    async fn send(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Failure> {
+    pub(super) async fn send(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Failure> {
         let limit = self.settings.response_timeout;
         let mut connection = self.connected.connection.clone();
         let replies = connection.send_packed_commands(pipeline, 0, pipeline.len());
@@ -237,21 +231,18 @@ impl Wire<'_> {
         Err(failure)
     }
 
-    fn pack(&self, step: &Step) -> Cmd {
+    pub(super) fn pack(&self, step: &Step) -> Cmd {
         match step {
             Step::Plain(command) => command.clone(),
             Step::Script { script, store, key, args } => {
-                let meta = store.meta();
                 let mut command = Cmd::new();
-                command.arg("EVALSHA").arg(script.sha()).arg(3).arg(&meta);
+                command.arg("EVALSHA").arg(script.sha()).arg(3).arg(store.meta());
                 match key {
                     Some(key) => command.arg(store.entry(key)),
-                    None => command.arg(&meta),
+                    None => command.arg(store.meta()),
                 };
-                command.arg(store.log()).arg(&self.connected.run_id);
-                // Its incarnation, should the store have to begin anew.
-                command.arg(&fastrand::u64(..).to_be_bytes()[..]).arg(&self.settings.origin);
-                command.arg(&self.settings.clock.wall_ms().to_be_bytes()[..]);
+                command.arg(store.log());
+                self.pack_beginning(&mut command);
                 for arg in args {
                     command.arg(&arg[..]);
                 }
@@ -260,30 +251,16 @@ impl Wire<'_> {
         }
     }
 
-    /// Repeats the steps whose script the server had forgotten.
-    async fn reload(&self, steps: &[Step], replies: &mut [Value]) -> Result<(), Failure> {
-        if !replies.iter().any(is_missing_script) {
-            return Ok(());
-        }
-        let mut pipeline = Pipeline::new();
-        for load in script::load_all() {
-            pipeline.add_command(load);
-        }
-        let loads = pipeline.len();
-        let places: Vec<usize> =
-            (0..replies.len()).filter(|place| is_missing_script(&replies[*place])).collect();
-        for place in &places {
-            pipeline.add_command(self.pack(&steps[*place]));
-        }
-        let again = self.send(&pipeline).await?;
-        for (place, reply) in places.into_iter().zip(again.into_iter().skip(loads)) {
-            replies[place] = reply;
-        }
-        Ok(())
+    /// The arguments that all scripts begin with.
+    pub(super) fn pack_beginning(&self, command: &mut Cmd) {
+        command.arg(&self.connected.run);
+        // Its incarnation, should the store have to begin anew.
+        command.arg(&fastrand::u64(..).to_be_bytes()[..]).arg(&self.settings.origin);
+        command.arg(&self.settings.clock.wall_ms().to_be_bytes()[..]);
     }
 
     /// Tells error replies from others; one of a replica ends the connection.
-    fn judge(&self) -> impl Fn(Value) -> Result<Value, ServerError> + '_ {
+    pub(super) fn judge(&self) -> impl Fn(Value) -> Result<Value, ServerError> + '_ {
         |reply| match reply {
             Value::ServerError(error) => {
                 if error.code() == "READONLY" {
@@ -320,7 +297,7 @@ impl Wire<'_> {
         if entries.len() != group.keys.len() {
             return Err(Failure::Nonsense("another number of entries than of keys"));
         }
-        let Some(meta) = self.parse_meta(&fields) else {
+        let Some(meta) = parse_meta(&fields, &self.connected.run) else {
             let ticket = self.begin(&group.store).await?;
             // What was found belongs to what came before, or to a beginning that another node was quicker with.
             let missed =
@@ -340,22 +317,6 @@ impl Wire<'_> {
         Ok((ticket, found))
     }
 
-    /// The meta record, if it is of this run of the server.
-    fn parse_meta(&self, fields: &[Value]) -> Option<Meta> {
-        let [Value::BulkString(run), Value::BulkString(inc), pos, clear, marked] = fields else {
-            return None;
-        };
-        if run != self.connected.run_id.as_bytes() {
-            return None;
-        }
-        Some(Meta {
-            inc: u64::from_be_bytes(inc[..].try_into().ok()?),
-            pos: number(pos).filter(|pos| *pos > 0)?,
-            clear: number(clear).unwrap_or(0),
-            marked: number(marked).unwrap_or(0),
-        })
-    }
-
     /// Begins a store anew, unless another node just has.
     async fn begin(&self, store: &Store) -> Result<Ticket, Failure> {
         let steps =
@@ -363,7 +324,7 @@ impl Wire<'_> {
         let mut pipeline = Pipeline::new();
         pipeline.add_command(self.pack(&steps[0]));
         let mut replies = self.send(&pipeline).await?;
-        self.reload(&steps, &mut replies).await?;
+        repeat_refused(self, &steps, &mut replies).await?;
         let reply = replies.pop().map(self.judge()).ok_or(Failure::Nonsense("no answer to a script"))?;
         parse_ticket(&reply.map_err(Failure::Reply)?)
     }
@@ -376,40 +337,64 @@ impl Wire<'_> {
         open: Vec<Open>,
         found: &mut [Result<Bytes, Miss>],
     ) -> Result<(), Failure> {
-        let mut places: HashMap<&[u8], usize> = HashMap::new();
-        let mut command = redis::cmd("HMGET");
-        command.arg(store.meta()).arg("run").arg("inc");
-        for tag in open.iter().flat_map(|open| &open.tags) {
-            let next = places.len() + 2;
-            places.entry(tag).or_insert_with(|| {
-                command.arg([b"t", &tag[..]].concat());
-                next
-            });
-        }
         let mut pipeline = Pipeline::new();
-        pipeline.add_command(command);
+        pipeline.add_command(read_markers(store, &open));
         let markers = array(self.send(&pipeline).await?.pop().unwrap_or(Value::Nil))?;
-        // Without the record that the entries were judged by, its markers are lost, too.
-        let is_same = markers.get(..2) == Some(run_and_inc);
-        for Open { index, head, tags, sealed } in &open {
-            let is_marked = |tag: &Bytes| {
-                let marker = places.get(&tag[..]).and_then(|place| number(markers.get(*place)?));
-                marker.is_some_and(|marker| marker > head.seen)
-            };
-            found[*index] = if !is_same {
-                Err(Miss::Incarnation)
-            } else if tags.iter().any(is_marked) {
-                Err(Miss::Tag)
-            } else {
-                Ok(sealed.clone())
-            };
-        }
+        judge_by_markers(open, &markers, run_and_inc, found);
         Ok(())
     }
 }
 
+/// Asks for the markers of all tags, after the run and incarnation that they are of.
+pub(super) fn read_markers(store: &Store, open: &[Open]) -> Cmd {
+    let mut command = redis::cmd("HMGET");
+    command.arg(store.meta()).arg("run").arg("inc");
+    for tag in open.iter().flat_map(|open| &open.tags) {
+        command.arg([b"t", &tag[..]].concat());
+    }
+    command
+}
+
+/// Closes what was open, by the answer to [`read_markers`].
+pub(super) fn judge_by_markers(
+    open: Vec<Open>,
+    markers: &[Value],
+    run_and_inc: &[Value],
+    found: &mut [Result<Bytes, Miss>],
+) {
+    // Without the record that the entries were judged by, its markers are lost, too.
+    let is_same = markers.get(..2) == Some(run_and_inc);
+    let mut markers = markers.iter().skip(2);
+    for Open { index, head, tags, sealed } in open {
+        let mut mine = markers.by_ref().take(tags.len()).filter_map(number);
+        let is_marked = mine.any(|marker| marker > head.seen);
+        mine.for_each(drop);
+        found[index] = match (is_same, is_marked) {
+            (false, _) => Err(Miss::Incarnation),
+            (true, true) => Err(Miss::Tag),
+            (true, false) => Ok(sealed),
+        };
+    }
+}
+
+/// The meta record, if it is of this run of the server.
+pub(super) fn parse_meta(fields: &[Value], this_run: &str) -> Option<Meta> {
+    let [Value::BulkString(run), Value::BulkString(inc), pos, clear, marked] = fields else {
+        return None;
+    };
+    if run != this_run.as_bytes() {
+        return None;
+    }
+    Some(Meta {
+        inc: u64::from_be_bytes(inc[..].try_into().ok()?),
+        pos: number(pos).filter(|pos| *pos > 0)?,
+        clear: number(clear).unwrap_or(0),
+        marked: number(marked).unwrap_or(0),
+    })
+}
+
 /// What an entry is worth; what only markers can tell is left open.
-fn judge_entry(
+pub(super) fn judge_entry(
     index: usize,
     entry: Value,
     meta: &Meta,

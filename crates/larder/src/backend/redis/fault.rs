@@ -42,6 +42,8 @@ pub(super) enum Failure {
     TimedOut(Duration),
     /// The server is a replica: what it has may lag behind a removal.
     Replica,
+    /// The server is the master, and may have been none meanwhile.
+    Renewed,
     /// The server holds keys that were spread over another number of shards.
     Shards { here: u32, there: u32 },
     /// The server said something that Redis doesn't say.
@@ -58,6 +60,19 @@ impl Failure {
         matches!(self, Failure::Reply(reply) if reply.code() == "MOVED")
     }
 
+    /// The slot is on its way, and some of the keys are no longer here. Nothing was done.
+    pub(super) fn is_moving(&self) -> bool {
+        matches!(self, Failure::Reply(reply) if matches!(reply.code(), "ASK" | "TRYAGAIN"))
+    }
+
+    /// Whom to ask instead, this once: host and port.
+    pub(super) fn asks(&self) -> Option<(&str, u16)> {
+        let Failure::Reply(reply) = self else { return None };
+        let (host, port) =
+            reply.details().filter(|_| reply.code() == "ASK")?.split(' ').nth(1)?.rsplit_once(':')?;
+        Some((host, port.parse().ok()?))
+    }
+
     pub(super) fn into_error(self, operation: &'static str) -> Error {
         let new = |kind| Error::new(kind, operation).backend(NAME);
         match self {
@@ -70,6 +85,7 @@ impl Failure {
                 new(ErrorKind::Timeout).message(format!("no answer within {limit:?}"))
             }
             Failure::Replica => new(ErrorKind::ReadOnly).message("the server is a replica"),
+            Failure::Renewed => new(ErrorKind::Unavailable).message("the server became the master anew"),
             Failure::Shards { here, there } => new(ErrorKind::Config).message(format!(
                 "shards is {here}, but the server's keys of this prefix are spread over {there}"
             )),

@@ -5,7 +5,7 @@
 //!
 //! | key | type | holds |
 //! |---|---|---|
-//! | `{P:namespace:shard}m` | hash | `run` (`run_id` of the server that it was begun on), `inc` (8 bytes), `pos`, `c` (clear), `f` (floor), `mp` (last tag marker), `n` (markers), `ls` (last stamp, 12 bytes), `r<stripe>`, `s<stripe>`, `t<tag>` |
+//! | `{P:namespace:shard}m` | hash | `run` (which process it was begun on, and since when that was master: half of `run_id` and half of `master_replid`), `inc` (8 bytes), `pos`, `c` (clear), `f` (floor), `mp` (last tag marker), `n` (markers), `ls` (last stamp, 12 bytes), `r<stripe>`, `s<stripe>`, `t<tag>` |
 //! | `{P:namespace:shard}e:<key>` | string | an entry: see [`Head`] |
 //! | `{P:namespace:shard}l` | stream | the log: ids `0-<pos>`; `k` (`r`emove, `s`et, `t`ag, `c`lear, `f`loor, `p`attern), `n` (key, tag or pattern), `o` (origin: the backend that wrote it, new at each start), `s` (a set's stamp in hex). The same is published on a channel of that name |
 //! | `P:shards` | string | how many shards a namespace has: two nodes that differ would never meet |

@@ -2,8 +2,9 @@
 //!
 //! Callers put requests into the queue and wait for their own answer; the task sends what has gathered as one
 //! pipeline ([`batch`](super::batch)). So a caller that leaves never leaves a reply behind: its answer goes to
-//! a channel that nobody reads. The task connects when there is something to send, learns the server's
-//! `run_id` each time, and gives a connection up that failed, fell silent or leads to a replica.
+//! a channel that nobody reads. The task connects when there is something to send, learns each time which
+//! server it is and since when it has been master, and gives a connection up that failed, fell silent or leads
+//! to a replica.
 
 use super::batch::{Connected, Requests, Sent};
 use super::fault::Failure;
@@ -17,7 +18,7 @@ use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, RedisConnectionI
 use std::fmt;
 use std::sync::Arc;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -28,6 +29,9 @@ const QUEUE_MAX: usize = 4096;
 const BATCHES_UNDER_WAY_MAX: usize = 2;
 /// As many calls under way when each is sent by itself.
 const CALLS_UNDER_WAY_MAX: usize = 1024;
+/// For so long after a connection could not be made, whoever asks hears why, and no other is tried: callers
+/// who come back at once must not become as many connections.
+const DIAL_PAUSE: Duration = Duration::from_millis(100);
 
 /// What all links of a backend share.
 #[derive(Debug)]
@@ -167,6 +171,7 @@ impl Worker {
         let batch_max = self.settings.batch_max;
         let under_way_max = if batch_max == 1 { CALLS_UNDER_WAY_MAX } else { BATCHES_UNDER_WAY_MAX };
         let mut connected: Option<Arc<Connected>> = None;
+        let mut refused: Option<(Instant, Failure)> = None;
         let mut under_way = JoinSet::new();
         let mut taken = Vec::with_capacity(batch_max);
         loop {
@@ -192,13 +197,23 @@ impl Worker {
             }
             let ready = match connected.take().filter(|connected| connected.is_usable()) {
                 Some(ready) => ready,
-                None => match connect(&self.target, &self.settings).await {
-                    Ok(ready) => Arc::new(ready),
-                    Err(failure) => {
-                        requests.into_iter().for_each(|request| request.fail(&failure));
-                        continue;
+                None => {
+                    let known = refused.take().filter(|(at, _)| at.elapsed() < DIAL_PAUSE);
+                    let made = match known {
+                        Some(known) => Err(known),
+                        None => connect(&self.target, &self.settings)
+                            .await
+                            .map_err(|failure| (Instant::now(), failure)),
+                    };
+                    match made {
+                        Ok(ready) => Arc::new(ready),
+                        Err((at, failure)) => {
+                            requests.into_iter().for_each(|request| request.fail(&failure));
+                            refused = Some((at, failure));
+                            continue;
+                        }
                     }
-                },
+                }
             };
             connected = Some(ready.clone());
             let sent = Sent::new(ready, self.settings.clone(), requests);
@@ -253,10 +268,8 @@ async fn handshake(info: &ConnectionInfo, settings: &LinkSettings) -> Result<Con
     hello.cmd("INFO").arg("server").cmd("INFO").arg("replication");
     let replies = connection.send_packed_commands(&hello, 0, 2).await.map_err(Failure::Connection)?;
     let [server, replication] = <[Value; 2]>::try_from(replies).map_err(|_| Failure::Nonsense("INFO"))?;
-    let run_id = info_field(server, "run_id")?.ok_or(Failure::Nonsense("INFO names no run_id"))?;
-    if info_field(replication, "role")?.is_none_or(|role| role != "master") {
-        return Err(Failure::Replica);
-    }
+    let run_id = info_field(&server, "run_id")?.ok_or(Failure::Nonsense("INFO names no run_id"))?;
+    let reign = reign(&replication)?.ok_or(Failure::Replica)?;
     let name = format!("{}:shards", settings.prefix);
     let mut rest = redis::pipe();
     rest.cmd("SETNX").arg(&name).arg(settings.shards).cmd("GET").arg(&name);
@@ -275,15 +288,25 @@ async fn handshake(info: &ConnectionInfo, settings: &LinkSettings) -> Result<Con
     if let Some(Value::ServerError(refused)) = replies.find(|reply| matches!(reply, Value::ServerError(_))) {
         return Err(Failure::Reply(refused));
     }
-    Ok(Connected::new(connection, run_id))
+    Ok(Connected::new(connection, &run_id, reign))
+}
+
+/// What changes whenever a server becomes a master; `None` for a replica. From `INFO replication`.
+pub(super) fn reign(replication: &Value) -> Result<Option<String>, Failure> {
+    if info_field(replication, "role")?.is_none_or(|role| role != "master") {
+        return Ok(None);
+    }
+    info_field(replication, "master_replid")?
+        .map(Some)
+        .ok_or(Failure::Nonsense("INFO names no master_replid"))
 }
 
 /// A field of an `INFO` section.
-pub(super) fn info_field(section: Value, field: &str) -> Result<Option<String>, Failure> {
+pub(super) fn info_field(section: &Value, field: &str) -> Result<Option<String>, Failure> {
     let text = match section {
-        Value::BulkString(text) => String::from_utf8_lossy(&text).into_owned(),
-        Value::VerbatimString { text, .. } => text,
-        Value::ServerError(refused) => return Err(Failure::Reply(refused)),
+        Value::BulkString(text) => String::from_utf8_lossy(text),
+        Value::VerbatimString { text, .. } => text.into(),
+        Value::ServerError(refused) => return Err(Failure::Reply(refused.clone())),
         _ => return Err(Failure::Nonsense("INFO gave no text")),
     };
     let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));

@@ -8,8 +8,10 @@
 
 mod batch;
 mod fault;
+mod joined;
 mod layout;
 mod link;
+mod moving;
 mod options;
 mod route;
 mod script;
@@ -32,7 +34,7 @@ use fault::{Failure, NAME};
 use layout::{Store, encode_entry, stripe};
 use link::{LinkSettings, Step};
 use redis::Value;
-use route::Router;
+use route::{Router, at_once};
 use script::Script;
 use std::collections::HashMap;
 use std::fmt;
@@ -174,8 +176,7 @@ impl RedisBackend {
         kind: &str,
         name: &str,
     ) -> Result<HashMap<Store, u64>, Failure> {
-        let mut marked = HashMap::with_capacity(self.shards as usize);
-        for shard in 0..self.shards {
+        let marked = at_once((0..self.shards).map(async |shard| {
             let store = Store::new(&self.prefix, namespace, shard);
             let step = || Step::Script {
                 script: Script::Mark,
@@ -186,9 +187,9 @@ impl RedisBackend {
                     .to_vec(),
             };
             let reply = self.router.run(store.slot(), step).await?;
-            marked.insert(store.clone(), parse_ticket(&reply)?.pos);
-        }
-        Ok(marked)
+            Ok((store, parse_ticket(&reply)?.pos))
+        }));
+        marked.await.into_iter().collect()
     }
 
     /// Writes a store that is about to hold a set into the register, unless it was lately. What fails is tried
@@ -237,24 +238,25 @@ impl RedisBackend {
                 }
             }
         }
-        for (slot, (places, steps)) in by_slot {
+        let ran = at_once(by_slot.into_iter().map(async |(slot, (places, steps))| {
             let mut steps = steps.into_iter();
+            let mut ran = Vec::with_capacity(places.len());
             for places in places.chunks(STEPS_MAX) {
-                let replies = self.router.run_all(slot, steps.by_ref().take(places.len()).collect()).await;
-                match replies {
+                let chunk = steps.by_ref().take(places.len()).collect();
+                match self.router.run_all(slot, chunk).await {
                     Ok(replies) => {
-                        for (place, reply) in places.iter().zip(replies) {
-                            results[*place] =
-                                reply.map_err(|error| Failure::Reply(error).into_error(operation));
-                        }
+                        let replies = replies.into_iter().map(|reply| reply.map_err(Failure::Reply));
+                        ran.extend(places.iter().copied().zip(replies));
                     }
                     Err(failure) => {
-                        for place in places {
-                            results[*place] = Err(failure.clone().into_error(operation));
-                        }
+                        ran.extend(places.iter().map(|place| (*place, Err(failure.clone()))));
                     }
                 }
             }
+            ran
+        }));
+        for (place, reply) in ran.await.into_iter().flatten() {
+            results[place] = reply.map_err(|failure| failure.into_error(operation));
         }
         results
     }

@@ -46,8 +46,9 @@ pub struct RedisOptions {
     /// How long connecting may take, handshake included. 2 seconds by default.
     #[serde(default = "connect_timeout", with = "crate::options::seconds")]
     pub connect_timeout: Duration,
-    /// After how long without an answer a connection is given up. 10 seconds by default, longer than a tier's
-    /// deadlines: they give up a call, this gives up everything that is under way.
+    /// After how long without an answer a connection is given up, with everything that is under way on it. 3
+    /// seconds by default: a connection that a network has silently forgotten must not keep a healthy server away
+    /// for longer than five. Single calls have the tier's deadlines.
     #[serde(default = "response_timeout", with = "crate::options::seconds")]
     pub response_timeout: Duration,
     /// How much longer than an entry lives the server keeps it. 1 second by default. This process' clock decides
@@ -80,7 +81,7 @@ fn connect_timeout() -> Duration {
 }
 
 fn response_timeout() -> Duration {
-    Duration::from_secs(10)
+    Duration::from_secs(3)
 }
 
 fn expiry_slack() -> Duration {
@@ -142,7 +143,23 @@ impl RedisOptions {
         });
         let root = root.transpose()?;
         let urls = [&self.url].into_iter().chain(&self.more_urls);
-        urls.map(|url| trust(parse_url(url)?, root.as_deref())).collect()
+        let servers: Vec<_> =
+            urls.map(|url| trust(parse_url(url)?, root.as_deref())).collect::<Result<_>>()?;
+        #[cfg(feature = "redis-tls")]
+        if servers.iter().any(|server| matches!(server.addr(), redis::ConnectionAddr::TcpTls { .. })) {
+            choose_provider();
+        }
+        Ok(servers)
+    }
+}
+
+/// TLS takes the process's cryptography, and panics where two are compiled in and nobody has chosen: then it is
+/// that of larder's encryption. A choice of the application's stays.
+#[cfg(feature = "redis-tls")]
+fn choose_provider() {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // Somebody else may just have been quicker, which is as good.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     }
 }
 

@@ -13,6 +13,8 @@ pub(super) enum Script {
     Mark,
     Discard,
     Drop,
+    /// Several of [`Put`](Script::Put), all of loads of one store.
+    Loads,
 }
 
 /// Where a script wants the shared functions. Lua makes them anew at each call, so none has them that needs none.
@@ -23,15 +25,16 @@ struct Loaded {
     sha: String,
 }
 
-static LOADED: LazyLock<[Loaded; 6]> = LazyLock::new(|| {
+static LOADED: LazyLock<[Loaded; 7]> = LazyLock::new(|| {
     // In the order of `Script`.
-    const BODIES: [&str; 6] = [
+    const BODIES: [&str; 7] = [
         include_str!("scripts/ticket.lua"),
         include_str!("scripts/put.lua"),
         include_str!("scripts/remove.lua"),
         include_str!("scripts/mark.lua"),
         include_str!("scripts/discard.lua"),
         include_str!("scripts/drop.lua"),
+        include_str!("scripts/loads.lua"),
     ];
     BODIES.map(|body| {
         let body = body.replace(FUNCTIONS, include_str!("scripts/functions.lua"));

@@ -1,4 +1,4 @@
--- KEYS: meta, entry, log, of one slot. ARGV: the server's run_id, a fresh incarnation, origin, the caller's
+-- KEYS: meta, entry, log, of one slot. ARGV: the server's run, a fresh incarnation, origin, the caller's
 -- clock in milliseconds as 8 bytes; then what the script takes. 64-bit numbers that may exceed 2^53 stay bytes:
 -- Lua's numbers are doubles.
 local m, e, l = KEYS[1], KEYS[2], KEYS[3]
