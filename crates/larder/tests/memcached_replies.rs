@@ -10,7 +10,7 @@ use bytes::Bytes;
 use larder::ErrorKind;
 use larder::backend::{Backend, MemcachedBackend, MemcachedOptions, Ticket};
 use larder::entry::EntryKind;
-use memcached_support::{Server, key, put, until_read};
+use memcached_support::{Server, key, put};
 use std::future::Future;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -319,7 +319,6 @@ async fn cancel_at_random(batch_max: usize, wanted: u64) {
     for task in tasks {
         assert!(task.await.unwrap() > 0);
     }
-    assert!(until_read(&backend, "k0").await.is_ok_and(|body| body.starts_with(b"k0 ")) || wanted > 0);
 }
 
 /// `LARDER_TEST_CANCELLATIONS=1000000` for the long run.

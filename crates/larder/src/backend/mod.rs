@@ -31,8 +31,10 @@ mod memory;
     feature = "encryption",
     feature = "files",
     feature = "jsonl",
+    feature = "memcached",
     feature = "sqlite",
-    unix
+    unix,
+    not(larder_shuttle)
 ))]
 mod protected_conformance;
 mod quarantine;

@@ -6,8 +6,8 @@
 use super::conformance::{Subject, check_all};
 use super::{
     Backend, Capabilities, Durability, FilesBackend, FilesOptions, JsonlBackend, JsonlOptions, Listed, Mark,
-    MemoryBackend, MemoryOptions, Page, Put, PutOutcome, Read, Removed, Scan, SqliteBackend, SqliteOptions,
-    Ticket, Usage,
+    MemcachedBackend, MemcachedOptions, MemoryBackend, MemoryOptions, Page, Put, PutOutcome, Read, Removed,
+    Scan, SqliteBackend, SqliteOptions, Ticket, Usage,
 };
 use crate::clock::Clock;
 use crate::envelope::{Envelope, EnvelopeOptions, Keyring, Protection, Sealing, SecretKey};
@@ -17,8 +17,12 @@ use crate::stamp::Stamp;
 use crate::tier::{Tier, TierOptions};
 use async_trait::async_trait;
 use bytes::Bytes;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 fn keyring() -> Keyring {
@@ -38,6 +42,7 @@ enum Store {
     Sqlite,
     Files,
     Jsonl,
+    Memcached,
 }
 
 /// A backend that never sees a body, and with [`Names::Hidden`] no key either.
@@ -179,12 +184,40 @@ impl Backend for Sealed {
     }
 }
 
+/// A Memcached server on a socket in a folder, while it lives.
+struct Server(Child);
+
+impl Server {
+    fn start(folder: &Path) -> Server {
+        // Memcached doesn't stay root; it has to reach its socket all the same.
+        std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let socket = folder.join("memcached.sock");
+        let mut command = Command::new("memcached");
+        let child = command.args(["-u", "nobody", "-t", "2", "-s"]).arg(&socket).spawn();
+        let server = Server(child.expect("memcached is installed: see .ci/test"));
+        let began = Instant::now();
+        while UnixStream::connect(&socket).is_err() {
+            assert!(began.elapsed() < Duration::from_secs(20), "memcached doesn't answer");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        server
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
 struct Protected {
     store: Store,
     names: Names,
     protection: Protection,
     folder: TempDir,
     made: AtomicUsize,
+    _server: Option<Server>,
 }
 
 impl Protected {
@@ -206,6 +239,17 @@ impl Protected {
             Store::Jsonl => {
                 let options = JsonlOptions { clock, durability, ..JsonlOptions::new(path) };
                 Arc::new(JsonlBackend::open(options).await.unwrap())
+            }
+            Store::Memcached => {
+                let socket = self.folder.path().join("memcached.sock");
+                let options = MemcachedOptions {
+                    clock,
+                    prefix: format!("case{number}"),
+                    // The suite's clock stands still while the server's goes on.
+                    expiry_slack: Duration::from_secs(600),
+                    ..MemcachedOptions::new([format!("unix://{}", socket.display())])
+                };
+                Arc::new(MemcachedBackend::new(options).unwrap())
             }
         };
         let tier = Tier::new(Arc::clone(&inner), TierOptions::default(), tier_clock);
@@ -231,12 +275,10 @@ impl Subject for Protected {
 }
 
 async fn check(store: Store) {
-    let subject = |protection, names| Protected {
-        store,
-        names,
-        protection,
-        folder: tempfile::tempdir().unwrap(),
-        made: AtomicUsize::new(0),
+    let subject = |protection, names| {
+        let folder = tempfile::tempdir().unwrap();
+        let _server = matches!(store, Store::Memcached).then(|| Server::start(folder.path()));
+        Protected { store, names, protection, folder, made: AtomicUsize::new(0), _server }
     };
     check_all(&subject(Protection::encrypt(keyring()), Names::Shown)).await;
     check_all(&subject(Protection::encrypt(keyring()), Names::Hidden)).await;
@@ -261,4 +303,9 @@ async fn files_pass_protected() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn jsonl_passes_protected() {
     check(Store::Jsonl).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn memcached_passes_protected() {
+    check(Store::Memcached).await;
 }

@@ -246,6 +246,7 @@ fn number<T: std::str::FromStr>(digits: &[u8]) -> Result<T, Nonsense> {
 /// For the fuzzer: any bytes are refused or are replies that don't change with what follows them, and what is
 /// cut off is never taken for a whole.
 #[cfg(any(fuzzing, test))]
+#[cfg_attr(not(fuzzing), expect(unreachable_pub, reason = "only the fuzzer is outside"))]
 pub fn check_replies(input: &[u8]) {
     const VALUE_BYTES_MAX: usize = 4096;
     let mut rest = input;
