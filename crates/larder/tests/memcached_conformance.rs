@@ -33,7 +33,8 @@ async fn memcached_passes_on_a_unix_socket() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn memcached_passes_on_tcp_with_each_call_by_itself() {
     let servers = vec![Server::start_tcp(&[])];
-    check_all(&Memcached { servers, change: |_, options| MemcachedOptions { batch_max: 1, ..options } }).await;
+    check_all(&Memcached { servers, change: |_, options| MemcachedOptions { batch_max: 1, ..options } })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

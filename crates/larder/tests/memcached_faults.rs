@@ -111,7 +111,11 @@ async fn an_evicted_marker_invalidates_what_has_its_tag() {
         tagged
     };
     assert_eq!(backend.put(tagged("k", ticket)).await.unwrap(), PutOutcome::Stored);
-    assert_eq!(backend.put(tagged("late", ticket)).await.unwrap(), PutOutcome::Fenced, "another key's ticket");
+    assert_eq!(
+        backend.put(tagged("late", ticket)).await.unwrap(),
+        PutOutcome::Fenced,
+        "another key's ticket"
+    );
     let late = backend.ticket(&key("late")).await.unwrap();
     backend.mark(&Namespace::default(), &Mark::Tag("red".into())).await.unwrap();
     server.command("md larder:t:default/red\r\n");
@@ -350,7 +354,8 @@ async fn huge_values_come_back_whole_or_not_at_all() {
     set(&backend, "huge", body.clone()).await;
     assert!(read(&backend, "huge").await.unwrap() == body);
     // One piece is another write's, of the same length.
-    let fresh = pieces(&server).into_iter().find(|name| !dump.contains(name) && name.ends_with(":4")).unwrap();
+    let fresh =
+        pieces(&server).into_iter().find(|name| !dump.contains(name) && name.ends_with(":4")).unwrap();
     let old = dump.iter().find(|name| name.ends_with(":5")).unwrap();
     let stored = server.command(&format!("mg {old} v\r\n"));
     assert!(stored.starts_with("VA "));
@@ -375,10 +380,8 @@ fn pieces(server: &Server) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn large_values_are_refused_where_the_settings_say_so() {
     let server = Server::start(&["-I", "64k", "-o", "slab_chunk_max=16384"]);
-    let refuse = MemcachedOptions {
-        large_values: LargeValues::Refuse,
-        ..MemcachedOptions::new([server.url()])
-    };
+    let refuse =
+        MemcachedOptions { large_values: LargeValues::Refuse, ..MemcachedOptions::new([server.url()]) };
     let bounded = MemcachedOptions { value_bytes_max: 100_000, ..MemcachedOptions::new([server.url()]) };
     for (options, bytes, words) in [(refuse, 65_000, "large_values"), (bounded, 100_001, "value_bytes_max")] {
         let backend = MemcachedBackend::new(options).unwrap();
@@ -449,7 +452,10 @@ async fn users_and_passwords() {
         let answer = limited(backend.ping()).await;
         let shown = format!("{backend:?} {answer:?} {:?}", backend.notes());
         assert!(!shown.contains("hunter2") && !shown.contains("wrong"), "{shown}");
-        assert_eq!(answer.map_err(|error| error.kind()).err(), (!is_right).then_some(ErrorKind::Authentication));
+        assert_eq!(
+            answer.map_err(|error| error.kind()).err(),
+            (!is_right).then_some(ErrorKind::Authentication)
+        );
     }
 }
 

@@ -41,7 +41,9 @@ fn fake(behave: impl Fn(&[String], &mut TcpStream) -> std::io::Result<()> + Send
                     let done = match &words[0][..] {
                         "version" => stream.write_all(b"VERSION 1.6.40\r\n"),
                         "stats" if words.len() == 1 => stream.write_all(b"STAT time 1800000000\r\nEND\r\n"),
-                        "stats" => stream.write_all(b"STAT cas_enabled yes\r\nSTAT item_size_max 9999\r\nEND\r\n"),
+                        "stats" => {
+                            stream.write_all(b"STAT cas_enabled yes\r\nSTAT item_size_max 9999\r\nEND\r\n")
+                        }
                         _ => behave(&words, &mut stream),
                     };
                     if done.is_err() {
@@ -125,16 +127,16 @@ async fn nonsense_is_an_error() {
         "VA 0 c1 #\r\n\r\nVA 0 c1 #\r\n\r\nVA 0 c1 #\r\n\r\nVA 0 c1 #\r\n\r\n",
     ];
     for reply in replies {
-        let url = fake(move |words, stream| {
-            stream.write_all(reply.replace('#', opaque(words)).as_bytes())
-        });
+        let url = fake(move |words, stream| stream.write_all(reply.replace('#', opaque(words)).as_bytes()));
         let read = limited(backend(url).get(&key("k"))).await;
         assert!(read.is_err(), "{reply:?}: {read:?}");
     }
     // A line, and one without end.
     for endless in ["x", "VA 10 c1 f0"] {
-        let url = fake(move |_, stream| loop {
-            stream.write_all(endless.as_bytes())?;
+        let url = fake(move |_, stream| {
+            loop {
+                stream.write_all(endless.as_bytes())?;
+            }
         });
         assert!(limited(backend(url).get(&key("k"))).await.is_err());
     }
@@ -237,9 +239,11 @@ async fn slow_replies_arrive_and_broken_ones_fail() {
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{at}: {error}");
     }
     // So slowly that it never ends: the connection is given up.
-    let url = fake(|_, stream| loop {
-        stream.write_all(b"H")?;
-        std::thread::sleep(Duration::from_millis(50));
+    let url = fake(|_, stream| {
+        loop {
+            stream.write_all(b"H")?;
+            std::thread::sleep(Duration::from_millis(50));
+        }
     });
     let error = limited(backend(url).get(&key("k"))).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");

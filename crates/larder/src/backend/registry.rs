@@ -206,7 +206,8 @@ mod tests {
     fn memcached_is_opened_from_settings_without_a_server() {
         let registry = Registry::with_defaults();
         let open = |settings| registry.open("memcached", settings, Needs::default(), &Clock::system());
-        let settings = json!({ "servers": ["memcached://u:secret@h", "unix:///m"], "large_values": "refuse" });
+        let settings =
+            json!({ "servers": ["memcached://u:secret@h", "unix:///m"], "large_values": "refuse" });
         assert_eq!(open(settings).unwrap().name(), "memcached");
         for settings in [json!({ "servers": [] }), json!({ "servers": ["u:secret@h"] })] {
             let error = open(settings).unwrap_err();

@@ -95,7 +95,11 @@ impl Server {
     pub(crate) fn begin(&mut self) {
         assert!(self.child.is_none());
         let mut command = Command::new("memcached");
-        command.args(["-u", "nobody", "-t", "2"]).args(&self.args).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .args(["-u", "nobody", "-t", "2"])
+            .args(&self.args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         match self.listens {
             Listens::Unix => command.arg("-s").arg(self.socket()).args(["-a", "777"]),
             _ => command.args(["-l", "127.0.0.1", "-U", "0", "-p"]).arg(self.port.to_string()),

@@ -109,11 +109,16 @@ async fn secure(stream: TcpStream, host: &str, tls: &Tls) -> Result<Box<dyn Stre
         .map_err(|_| Failure::Tls("no certificate can name such a host"))?;
     match connector.connect(name, stream).await {
         Ok(stream) => Ok(Box::new(stream)),
-        Err(error) if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
+        Err(error) if is_of_tls(&error) => {
             Err(Failure::Tls("TLS failed: its certificate isn't trusted, or it speaks no TLS"))
         }
         Err(error) => Err(error.into()),
     }
+}
+
+#[cfg(feature = "memcached-tls")]
+fn is_of_tls(error: &std::io::Error) -> bool {
+    error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
 }
 
 #[cfg(not(feature = "memcached-tls"))]

@@ -51,15 +51,16 @@ impl From<std::io::Error> for Failure {
 impl Failure {
     /// The error of an operation, and the server that it is about.
     pub(super) fn into_error(self, operation: &'static str, server: &str) -> Error {
-        let new = |kind, why: &str| {
-            Error::new(kind, operation).backend(NAME).message(format!("{server}: {why}"))
-        };
+        let new =
+            |kind, why: &str| Error::new(kind, operation).backend(NAME).message(format!("{server}: {why}"));
         match self {
             Failure::Refused(refusal) => {
                 let (kind, why) = refusal_kind(refusal);
                 new(kind, why)
             }
-            Failure::Connection(kind) => new(ErrorKind::Unavailable, &format!("the connection failed: {kind}")),
+            Failure::Connection(kind) => {
+                new(ErrorKind::Unavailable, &format!("the connection failed: {kind}"))
+            }
             Failure::TimedOut(limit) => new(ErrorKind::Timeout, &format!("no answer within {limit:?}")),
             Failure::Nonsense(what) => new(ErrorKind::Unavailable, &format!("it answered with {what}")),
             Failure::Astray => new(ErrorKind::Unavailable, "a reply went astray; the connection is given up"),

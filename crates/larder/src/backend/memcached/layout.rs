@@ -26,13 +26,6 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::{BufMut, Bytes, BytesMut};
 use sha2::{Digest, Sha256};
 
-/// Client flags of an entry whose position is its own CAS number: a set.
-pub(super) const FLAGS_SET: u32 = 0x6c61_0002;
-/// Client flags of an entry whose position stands in it.
-pub(super) const FLAGS_OTHER: u32 = 0x6c61_0001;
-/// Client flags of everything else of larder's.
-pub(super) const FLAGS_OWN: u32 = 0x6c61_0003;
-
 /// The key of a namespace's record.
 pub(super) fn record_key(prefix: &str, namespace: &Namespace) -> Bytes {
     name(prefix, 'm', namespace, None).0
@@ -246,11 +239,6 @@ impl Entry {
         out.freeze()
     }
 
-    /// The item's client flags.
-    pub(super) fn flags(&self) -> u32 {
-        if self.changed == 0 { FLAGS_SET } else { FLAGS_OTHER }
-    }
-
     /// Where it stands, in an item with this CAS number. What another incarnation wrote says nothing.
     pub(super) fn standing(&self, cas: u64, record: Record) -> Standing {
         if self.inc != record.inc {
@@ -369,7 +357,8 @@ mod tests {
                 assert!(found.insert(name), "{namespace} {text}");
                 assert!(found.insert(tag_key("p", &namespace, text)), "{namespace} {text}");
             }
-            for key in [EntryKey::new(&namespace, &1).unwrap(), EntryKey::new(&namespace, &("1", 1)).unwrap()] {
+            for key in [EntryKey::new(&namespace, &1).unwrap(), EntryKey::new(&namespace, &("1", 1)).unwrap()]
+            {
                 assert!(found.insert(entry_key("p", &key).0));
             }
         }

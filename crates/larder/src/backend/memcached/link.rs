@@ -239,7 +239,11 @@ enum Slot {
     /// The record at this place of the batch.
     Record(usize),
     Read(usize, oneshot::Sender<Result<ReadAnswer, Failure>>),
-    Steps { left: usize, answers: Vec<Answer>, answer: oneshot::Sender<Result<Vec<Answer>, Failure>> },
+    Steps {
+        left: usize,
+        answers: Vec<Answer>,
+        answer: oneshot::Sender<Result<Vec<Answer>, Failure>>,
+    },
 }
 
 struct Batch {
@@ -352,15 +356,17 @@ impl<'w> Session<'w> {
             return false;
         }
         self.has_yielded = false;
-        let mut batch =
-            Batch { slots: VecDeque::new(), records: Vec::new(), due: Instant::now() + self.settings.response_timeout };
+        let mut batch = Batch {
+            slots: VecDeque::new(),
+            records: Vec::new(),
+            due: Instant::now() + self.settings.response_timeout,
+        };
         // The records first: a ticket has to be older than the entry that it comes with.
         for request in &self.taken {
             if let Request::Read { record, .. } = request
                 && !batch.records.iter().any(|(known, _)| known == record)
             {
-                let command =
-                    Command::Get { key: record.clone(), value: Payload::Whole, vivify: None };
+                let command = Command::Get { key: record.clone(), value: Payload::Whole, vivify: None };
                 batch.slots.push_back(Slot::Record(batch.records.len()));
                 batch.records.push((record.clone(), None));
                 encode(&command, &mut self.next_opaque, &mut self.output);
@@ -493,7 +499,9 @@ impl<'w> Session<'w> {
                 self.output.shrink_to(BUFFER_BYTES);
             }
         }
-        if !self.is_flushed && let Poll::Ready(flushed) = Pin::new(&mut self.stream).poll_flush(cx) {
+        if !self.is_flushed
+            && let Poll::Ready(flushed) = Pin::new(&mut self.stream).poll_flush(cx)
+        {
             flushed?;
             self.is_flushed = true;
         }

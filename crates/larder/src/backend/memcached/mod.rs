@@ -29,7 +29,7 @@ use crate::stamp::Stamp;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fault::{Failure, NAME};
-use layout::{Entry, FLAGS_OTHER, FLAGS_OWN, Record, Standing, entry_key, record_key, tag_key};
+use layout::{Entry, Record, Standing, entry_key, record_key, tag_key};
 use link::{Link, LinkSettings};
 use route::Router;
 use std::collections::HashSet;
@@ -124,10 +124,10 @@ impl MemcachedBackend {
     }
 
     /// What is at a key now, a placeholder at least, and the record of its namespace from before that.
-    async fn look(&self, place: &Place<'_>, value: Payload) -> Result<(Record, Item), Failure> {
+    async fn look(&self, place: &Place<'_>) -> Result<(Record, Item), Failure> {
         for _ in 0..ROUNDS_MAX {
             let vivify = Some(self.placeholder_s());
-            let command = Command::Get { key: place.item.clone(), value, vivify };
+            let command = Command::Get { key: place.item.clone(), value: Payload::Whole, vivify };
             let read = place.link.read(&place.record, command).await?;
             let item = match read.item {
                 Answer::Done(item) => item,
@@ -148,7 +148,6 @@ impl MemcachedBackend {
             key: place.record.clone(),
             head: Record::value(fastrand::u64(..)),
             body: Bytes::new(),
-            flags: FLAGS_OWN,
             exptime: 0,
             only_if,
         };
@@ -191,7 +190,7 @@ impl MemcachedBackend {
     }
 
     async fn read(&self, place: &Place<'_>) -> Result<Read, Failure> {
-        let (record, item) = self.look(place, Payload::Whole).await?;
+        let (record, item) = self.look(place).await?;
         let Some(entry) = Entry::parse(&item.value, place.key, place.is_hashed) else {
             let ticket = Standing::begun(item.cas).position(record).ticket(record.inc);
             return Ok(Read { ticket, found: Err(Miss::Absent) });
@@ -207,21 +206,11 @@ impl MemcachedBackend {
         Ok(Read { ticket, found: found.ok_or(Miss::Absent) })
     }
 
+    /// With the value: where an entry stands is written in it, and a set has to look at what is there anyway.
     async fn ticket_of(&self, place: &Place<'_>) -> Result<Ticket, Failure> {
-        let (record, item) = self.look(place, Payload::Nothing).await?;
-        if item.flags == FLAGS_OTHER {
-            // Only the entry itself says where it stands.
-            let (record, item) = self.look(place, Payload::Whole).await?;
-            let entry = Entry::parse(&item.value, place.key, place.is_hashed);
-            let standing =
-                entry.map_or(Standing::begun(item.cas), |entry| entry.standing(item.cas, record));
-            return Ok(standing.position(record).ticket(record.inc));
-        }
-        let standing = match item.flags {
-            // A set's root is not known, and not needed: the write has to look.
-            layout::FLAGS_SET => Standing { root: 0, ..Standing::begun(item.cas) },
-            _ => Standing::begun(item.cas),
-        };
+        let (record, item) = self.look(place).await?;
+        let entry = Entry::parse(&item.value, place.key, place.is_hashed);
+        let standing = entry.map_or(Standing::begun(item.cas), |entry| entry.standing(item.cas, record));
         Ok(standing.position(record).ticket(record.inc))
     }
 
@@ -247,7 +236,7 @@ impl MemcachedBackend {
 
     /// What is dropped leaves its position behind: nothing is refused for it.
     async fn discard_one(&self, place: &Place<'_>, sealed: &Bytes) -> Result<(), Failure> {
-        let (record, item) = self.look(place, Payload::Whole).await?;
+        let (record, item) = self.look(place).await?;
         let Some(entry) = Entry::parse(&item.value, place.key, place.is_hashed) else { return Ok(()) };
         let body = match entry.is_in_pieces {
             false => Some(entry.body.clone()),
@@ -257,13 +246,11 @@ impl MemcachedBackend {
             return Ok(());
         }
         let Standing { cas, root, changed } = entry.standing(item.cas, record);
-        let nothing =
-            Entry { kind: None, is_in_pieces: false, root, changed, body: Bytes::new(), ..entry };
+        let nothing = Entry { kind: None, is_in_pieces: false, root, changed, body: Bytes::new(), ..entry };
         let store = Command::Store {
             key: place.item.clone(),
             head: nothing.encode_head(place.key, place.is_hashed),
             body: Bytes::new(),
-            flags: nothing.flags(),
             exptime: i64::from(self.placeholder_s()),
             only_if: Condition::Unchanged(cas),
         };
@@ -282,7 +269,6 @@ impl MemcachedBackend {
             key: tag_key(&self.prefix, namespace, tag),
             head: Bytes::new(),
             body: Bytes::new(),
-            flags: FLAGS_OWN,
             exptime: 0,
             only_if: Condition::Always,
         };

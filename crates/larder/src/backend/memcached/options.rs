@@ -230,7 +230,8 @@ fn parse_url(url: &str) -> Result<Address, String> {
         None => None,
         Some(Some((user, password))) if !user.is_empty() && !password.is_empty() => {
             // They are sent in one line.
-            let is_allowed = |text: &str| text.len() <= 200 && text.bytes().all(|byte| byte.is_ascii_graphic());
+            let is_allowed =
+                |text: &str| text.len() <= 200 && text.bytes().all(|byte| byte.is_ascii_graphic());
             if !is_allowed(user) || !is_allowed(password) {
                 return Err("user and password have at most 200 visible ASCII characters each".to_owned());
             }
@@ -260,7 +261,8 @@ pub(super) fn refuse<T>(message: String) -> Result<T> {
 /// Without the servers' users and passwords.
 impl fmt::Debug for MemcachedOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = |url: &String| parse_url(url).map_or_else(|_| "?".to_owned(), |found| found.to_string());
+        let address =
+            |url: &String| parse_url(url).map_or_else(|_| "?".to_owned(), |found| found.to_string());
         f.debug_struct("MemcachedOptions")
             .field("servers", &self.servers.iter().map(address).collect::<Vec<_>>())
             .field("prefix", &self.prefix)
@@ -307,7 +309,10 @@ mod tests {
         let twice = MemcachedOptions::new(["memcached://h", "memcached://u:p@h:11211"]);
         assert!(twice.parse().err().unwrap().to_string().contains("named twice"));
         let shown = format!("{:?}", MemcachedOptions::new(["memcached://user:hunter2@h"]));
-        assert!(shown.contains("h:11211") && !shown.contains("hunter2") && !shown.contains("user"), "{shown}");
+        assert!(
+            shown.contains("h:11211") && !shown.contains("hunter2") && !shown.contains("user"),
+            "{shown}"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! them in time.
 
 use super::fault::Failure;
-use super::layout::{FLAGS_OWN, Pieces, piece_key};
+use super::layout::{Pieces, piece_key};
 use super::wire::{Answer, Command, Condition, Payload};
 use super::{MemcachedBackend, Place, refused};
 use crate::backend::Put;
@@ -39,7 +39,6 @@ impl MemcachedBackend {
                     key: piece_key(&self.prefix, pieces.id, number),
                     head: Bytes::new(),
                     body: put.sealed.slice(from..from + pieces.length(number)),
-                    flags: FLAGS_OWN,
                     exptime,
                     only_if: Condition::Always,
                 }

@@ -100,7 +100,6 @@ impl MemcachedBackend {
                 key: place.item.clone(),
                 head: entry.encode_head(place.key, place.is_hashed),
                 body: entry.body.clone(),
-                flags: entry.flags(),
                 exptime: self.exptime(put.meta.gone_at_ms, place.link),
                 only_if: Condition::Unchanged(standing.cas),
             };

@@ -18,7 +18,7 @@ pub(super) enum Command {
     /// put there empty, whose CAS number is then new.
     Get { key: Bytes, value: Payload, vivify: Option<u32> },
     /// Writes an item of two parts.
-    Store { key: Bytes, head: Bytes, body: Bytes, flags: u32, exptime: i64, only_if: Condition },
+    Store { key: Bytes, head: Bytes, body: Bytes, exptime: i64, only_if: Condition },
     /// Removes an item.
     Delete { key: Bytes },
     /// Gives an item that holds a number a new CAS number, and leaves its value as it is.
@@ -51,16 +51,15 @@ impl Command {
             Command::Get { key, value, vivify } => {
                 out.extend_from_slice(b"mg ");
                 out.extend_from_slice(key);
-                out.extend_from_slice(if *value == Payload::Whole { b" v c f" } else { b" c f" });
+                out.extend_from_slice(if *value == Payload::Whole { b" v c" } else { b" c" });
                 if let Some(seconds) = vivify {
                     number(out, "N", i64::from(*seconds));
                 }
             }
-            Command::Store { key, head, body, flags, exptime, only_if } => {
+            Command::Store { key, head, body, exptime, only_if } => {
                 out.extend_from_slice(b"ms ");
                 out.extend_from_slice(key);
                 number(out, "", (head.len() + body.len()) as i64);
-                number(out, "F", i64::from(*flags));
                 number(out, "T", *exptime);
                 match only_if {
                     Condition::Always => {}
@@ -122,7 +121,6 @@ pub(super) enum Answer {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Item {
     pub(super) cas: u64,
-    pub(super) flags: u32,
     pub(super) value: Bytes,
 }
 
@@ -175,9 +173,7 @@ pub(super) fn parse(input: &[u8], value_bytes_max: usize) -> Result<Option<(Repl
         b"EN" | b"NF" => reply(Answer::Absent, parse_flags(words)?.1),
         b"NS" => reply(Answer::Present, parse_flags(words)?.1),
         b"EX" => reply(Answer::Changed, parse_flags(words)?.1),
-        b"ERROR" | b"CLIENT_ERROR" | b"SERVER_ERROR" | b"BUSY" => {
-            reply(Answer::Refused(refusal(line)), None)
-        }
+        b"ERROR" | b"CLIENT_ERROR" | b"SERVER_ERROR" | b"BUSY" => reply(Answer::Refused(refusal(line)), None),
         _ => Err(Nonsense("a reply that memcached doesn't give")),
     }
 }
@@ -229,7 +225,6 @@ fn parse_flags<'a>(words: impl Iterator<Item = &'a [u8]>) -> Result<(Item, Optio
     for word in words {
         match word.split_first() {
             Some((b'c', digits)) => item.cas = number(digits)?,
-            Some((b'f', digits)) => item.flags = number(digits)?,
             Some((b'O', digits)) => opaque = Some(number(digits)?),
             _ => {}
         }
@@ -239,7 +234,8 @@ fn parse_flags<'a>(words: impl Iterator<Item = &'a [u8]>) -> Result<(Item, Optio
 
 fn number<T: std::str::FromStr>(digits: &[u8]) -> Result<T, Nonsense> {
     // A sign is no digit, though `parse` takes it.
-    let digits = std::str::from_utf8(digits).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let digits =
+        std::str::from_utf8(digits).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     digits.and_then(|text| text.parse().ok()).ok_or(Nonsense("a number that is none"))
 }
 
@@ -274,14 +270,12 @@ mod tests {
 
     #[test]
     fn replies_of_a_server() {
-        let item = |cas, flags, value: &'static [u8]| {
-            Answer::Done(Item { cas, flags, value: Bytes::from_static(value) })
-        };
+        let item = |cas, value: &'static [u8]| Answer::Done(Item { cas, value: Bytes::from_static(value) });
         let cases: [(&[u8], Answer, Option<u32>); 9] = [
-            (b"VA 0 c1 f0 O1 W\r\n\r\n", item(1, 0, b""), Some(1)),
-            (b"VA 4 c18446744073709551615 f5 O6\r\na\r\nb\r\n", item(u64::MAX, 5, b"a\r\nb"), Some(6)),
-            (b"HD c1 f0 O3 Z\r\n", item(1, 0, b""), Some(3)),
-            (b"HD\r\n", item(0, 0, b""), None),
+            (b"VA 0 c1 f0 O1 W\r\n\r\n", item(1, b""), Some(1)),
+            (b"VA 4 c18446744073709551615 f5 O6\r\na\r\nb\r\n", item(u64::MAX, b"a\r\nb"), Some(6)),
+            (b"HD c1 f0 O3 Z\r\n", item(1, b""), Some(3)),
+            (b"HD\r\n", item(0, b""), None),
             (b"EN\r\n", Answer::Absent, None),
             (b"NF O8\r\n", Answer::Absent, Some(8)),
             (b"NS O1\r\n", Answer::Present, Some(1)),
