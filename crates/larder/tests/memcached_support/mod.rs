@@ -123,7 +123,7 @@ impl Server {
     }
 
     fn connect(&self) -> std::io::Result<Box<dyn ReadWrite>> {
-        let limit = Some(Duration::from_secs(2));
+        let limit = Some(Duration::from_secs(20));
         Ok(match self.listens {
             Listens::Unix => {
                 let stream = UnixStream::connect(self.socket())?;
@@ -140,12 +140,23 @@ impl Server {
 
     /// Sends lines, each of which is answered in one line, through a connection of its own; the answers.
     pub(crate) fn command(&self, lines: &str) -> String {
+        self.ask(&format!("{lines}mn\r\n"), "MN\r\n")
+    }
+
+    /// The names of all items, as the server writes them.
+    pub(crate) fn names(&self) -> Vec<String> {
+        // While it dumps it looks at nothing that follows.
+        let dump = self.ask("lru_crawler metadump all\r\n", "END\r\n");
+        let names = dump.lines().filter_map(|line| line.strip_prefix("key=")?.split(' ').next());
+        names.map(|name| name.replace("%3A", ":")).collect()
+    }
+
+    fn ask(&self, lines: &str, end: &str) -> String {
         let mut stream = self.connect().unwrap();
         stream.write_all(lines.as_bytes()).unwrap();
-        stream.write_all(b"mn\r\n").unwrap();
         let mut reply = Vec::new();
         let mut part = [0; 4096];
-        while !reply.ends_with(b"MN\r\n") {
+        while !reply.ends_with(end.as_bytes()) {
             match stream.read(&mut part).unwrap() {
                 0 => break,
                 n => reply.extend_from_slice(&part[..n]),

@@ -30,6 +30,8 @@ const BATCHES_UNDER_WAY_MAX: usize = 2;
 const BATCH_BYTES: usize = 1 << 20;
 /// The buffers of an idle connection.
 const BUFFER_BYTES: usize = 64 << 10;
+/// A longer response timeout, "never" included, is this one: a year, which clocks can count.
+pub(super) const RESPONSE_TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// How long after a failure the next connection is tried, doubled with each failure up to the maximum. A second:
 /// a server that is back is found within it, and until then costs a few dials.
 const REDIAL_AFTER_MIN: Duration = Duration::from_millis(25);
@@ -184,6 +186,10 @@ impl Worker {
                         self.failures = 0;
                     }
                     let Some(failure) = failure else { return };
+                    if session.is_idle() {
+                        // The server closes what nobody uses (`-o idle_timeout`); the next call dials.
+                        continue;
+                    }
                     session.fail(&failure);
                     failure
                 }
@@ -320,7 +326,7 @@ impl<'w> Session<'w> {
                 Ok(has_written) => moved |= has_written,
                 Err(failure) => return Poll::Ready(Some(failure)),
             }
-            if self.is_queue_closed && self.taken.is_empty() && self.under_way.is_empty() {
+            if self.is_queue_closed && self.is_idle() {
                 return Poll::Ready(None);
             }
             if !moved {
@@ -522,6 +528,11 @@ impl<'w> Session<'w> {
             }
             self.timer.as_mut().reset(batch.due.into());
         }
+    }
+
+    /// Whether nobody waits for it.
+    fn is_idle(&self) -> bool {
+        self.under_way.is_empty() && self.taken.is_empty()
     }
 
     /// Tells everybody who waits.

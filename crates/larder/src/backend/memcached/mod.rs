@@ -30,7 +30,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fault::{Failure, NAME};
 use layout::{Entry, Record, Standing, entry_key, record_key, tag_key};
-use link::{Link, LinkSettings};
+use link::{Link, LinkSettings, RESPONSE_TIMEOUT_MAX};
 use route::Router;
 use std::collections::HashSet;
 use std::fmt;
@@ -85,7 +85,7 @@ impl MemcachedBackend {
         let settings = LinkSettings {
             batch_max: options.batch_max,
             connect_timeout: options.connect_timeout,
-            response_timeout: options.response_timeout,
+            response_timeout: options.response_timeout.min(RESPONSE_TIMEOUT_MAX),
             tls: tls(&options, &addresses)?,
         };
         Ok(MemcachedBackend {
@@ -246,7 +246,15 @@ impl MemcachedBackend {
             return Ok(());
         }
         let Standing { cas, root, changed } = entry.standing(item.cas, record);
-        let nothing = Entry { kind: None, is_in_pieces: false, root, changed, body: Bytes::new(), ..entry };
+        let nothing = Entry {
+            kind: None,
+            is_in_pieces: false,
+            inc: record.inc,
+            root,
+            changed,
+            body: Bytes::new(),
+            ..entry
+        };
         let store = Command::Store {
             key: place.item.clone(),
             head: nothing.encode_head(place.key, place.is_hashed),
