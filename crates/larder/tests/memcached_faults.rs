@@ -137,8 +137,9 @@ async fn a_frozen_server_hangs_nobody_and_mixes_no_answers() {
         ..MemcachedOptions::new([server.url()])
     };
     let backend = MemcachedBackend::new(options).unwrap();
+    let patient = server.backend();
     for i in 0..50 {
-        set(&backend, &format!("k{i}"), format!("k{i}")).await;
+        set(&patient, &format!("k{i}"), format!("k{i}")).await;
     }
     for round in 0..3 {
         server.signal(libc::SIGSTOP);
@@ -174,7 +175,9 @@ async fn a_write_that_thaws_late_does_not_undo_a_removal() {
     let (backend, other) = (Arc::new(MemcachedBackend::new(options).unwrap()), server.backend());
     for round in 0..5 {
         let name = format!("k{round}");
-        let ticket = backend.ticket(&key(&name)).await.unwrap();
+        let ticket = other.ticket(&key(&name)).await.unwrap();
+        // So that it is connected, and what follows is sent.
+        assert_eq!(until_read(&backend, &name).await, Err(Miss::Absent));
         server.signal(libc::SIGSTOP);
         let late = put(EntryKind::Load, &name, "late", ticket);
         let refused = limited(backend.put(late)).await.unwrap_err();
