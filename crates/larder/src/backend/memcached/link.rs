@@ -15,7 +15,7 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -104,17 +104,17 @@ impl Link {
 
     /// What the server said of itself; `None` before the first connection.
     pub(super) fn server(&self) -> Option<Server> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).server
+        lock(&self.state).server
     }
 
     /// Why there is no connection, if that is not by choice.
     pub(super) fn trouble(&self) -> Option<Failure> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).trouble.clone()
+        lock(&self.state).trouble.clone()
     }
 
     /// Takes nothing more; the task ends when what is queued is done.
     pub(super) fn close(&self) {
-        *self.lock() = Queue::Closed;
+        *lock(&self.queue) = Queue::Closed;
     }
 
     async fn send(&self, request: Request) -> Result<(), Failure> {
@@ -124,7 +124,7 @@ impl Link {
 
     /// The way to the task, which is started if it doesn't run.
     fn queue(&self) -> Result<mpsc::Sender<Request>, Failure> {
-        let mut queue = self.lock();
+        let mut queue = lock(&self.queue);
         let Queue::Open(open) = &mut *queue else { return Err(Failure::Closed) };
         if let Some(queue) = open.as_ref().filter(|queue| !queue.is_closed()) {
             return Ok(queue.clone());
@@ -140,10 +140,6 @@ impl Link {
         };
         crate::runtime::spawn(worker.run());
         Ok(sender)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -174,11 +170,12 @@ impl Worker {
             let dialled = tokio::time::timeout(limit, dial(&self.address, &self.settings.tls)).await;
             let failure = match dialled.unwrap_or(Err(Failure::TimedOut(limit))) {
                 Err(failure) => {
+                    lock(&self.state).trouble = Some(failure.clone());
                     first.fail(&failure);
                     failure
                 }
                 Ok((stream, server)) => {
-                    *self.state() = State { server: Some(server), trouble: None };
+                    *lock(&self.state) = State { server: Some(server), trouble: None };
                     let mut session = Session::new(stream, &self.settings, &mut self.requests, server);
                     session.taken.push_back(first);
                     let failure = std::future::poll_fn(|cx| session.poll(cx)).await;
@@ -190,6 +187,8 @@ impl Worker {
                         // The server closes what nobody uses (`-o idle_timeout`); the next call dials.
                         continue;
                     }
+                    // Before anybody hears of it.
+                    lock(&self.state).trouble = Some(failure.clone());
                     session.fail(&failure);
                     failure
                 }
@@ -204,15 +203,10 @@ impl Worker {
                 more => REDIAL_AFTER_MIN.saturating_mul(1 << (more - 1).min(10)).min(REDIAL_AFTER_MAX),
             };
             self.failures = self.failures.saturating_add(1);
-            self.state().trouble = Some(failure.clone());
             // Not all clients of a server in the same moment.
             let wait = wait.mul_f64(0.5 + fastrand::f64() / 2.0);
             not_before = Some((Instant::now() + wait, failure));
         }
-    }
-
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -551,4 +545,8 @@ impl<'w> Session<'w> {
 fn encode(command: &Command, next_opaque: &mut u32, output: &mut Vec<u8>) {
     command.encode(*next_opaque, output);
     *next_opaque = next_opaque.wrapping_add(1);
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
