@@ -9,7 +9,7 @@
 use super::dial::{Server, Stream, Tls, dial};
 use super::fault::Failure;
 use super::layout::Record;
-use super::options::Address;
+use super::options::{Address, Place};
 use super::wire::{Answer, Command, Payload, Refusal, parse};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -32,6 +32,9 @@ const BATCH_BYTES: usize = 1 << 20;
 const BUFFER_BYTES: usize = 64 << 10;
 /// A longer response timeout, "never" included, is this one: a year, which clocks can count.
 pub(super) const RESPONSE_TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// Most bytes of several commands in one TLS record. Memcached waits for its socket although OpenSSL still has a part
+/// of a record; so a record has to end with a command, and fit into its buffer of 16 KiB.
+const RECORD_BYTES: usize = 8 << 10;
 /// How long after a failure the next connection is tried, doubled with each failure up to the maximum. A second:
 /// a server that is back is found within it, and until then costs a few dials.
 const REDIAL_AFTER_MIN: Duration = Duration::from_millis(25);
@@ -177,6 +180,7 @@ impl Worker {
                 Ok((stream, server)) => {
                     *lock(&self.state) = State { server: Some(server), trouble: None };
                     let mut session = Session::new(stream, &self.settings, &mut self.requests, server);
+                    session.has_records = matches!(self.address.place, Place::Tcp { is_tls: true, .. });
                     session.taken.push_back(first);
                     let failure = std::future::poll_fn(|cx| session.poll(cx)).await;
                     if session.has_answered {
@@ -265,6 +269,9 @@ struct Session<'w> {
     is_queue_closed: bool,
     under_way: VecDeque<Batch>,
     output: Vec<u8>,
+    /// Where writes have to end, with TLS.
+    record_ends: VecDeque<usize>,
+    has_records: bool,
     written: usize,
     is_flushed: bool,
     input: Vec<u8>,
@@ -295,6 +302,8 @@ impl<'w> Session<'w> {
             is_queue_closed: false,
             under_way: VecDeque::new(),
             output: Vec::with_capacity(BUFFER_BYTES),
+            record_ends: VecDeque::new(),
+            has_records: false,
             written: 0,
             is_flushed: true,
             input: vec![0; BUFFER_BYTES],
@@ -362,22 +371,23 @@ impl<'w> Session<'w> {
             due: Instant::now() + self.settings.response_timeout,
         };
         // The records first: a ticket has to be older than the entry that it comes with.
-        for request in &self.taken {
+        let taken = std::mem::take(&mut self.taken);
+        for request in &taken {
             if let Request::Read { record, .. } = request
                 && !batch.records.iter().any(|(known, _)| known == record)
             {
                 let command = Command::Get { key: record.clone(), value: Payload::Whole, vivify: None };
                 batch.slots.push_back(Slot::Record(batch.records.len()));
                 batch.records.push((record.clone(), None));
-                encode(&command, &mut self.next_opaque, &mut self.output);
+                self.encode(&command);
             }
         }
-        for request in self.taken.drain(..) {
+        for request in taken {
             match request {
                 Request::Read { record, item, answer } => {
                     let place = batch.records.iter().position(|(known, _)| *known == record);
                     batch.slots.push_back(Slot::Read(place.expect("all records are there"), answer));
-                    encode(&item, &mut self.next_opaque, &mut self.output);
+                    self.encode(&item);
                 }
                 Request::Steps { commands, answer } if commands.is_empty() => {
                     drop(answer.send(Ok(Vec::new())));
@@ -386,7 +396,7 @@ impl<'w> Session<'w> {
                     let (left, answers) = (commands.len(), Vec::with_capacity(commands.len()));
                     batch.slots.push_back(Slot::Steps { left, answers, answer });
                     for command in &commands {
-                        encode(command, &mut self.next_opaque, &mut self.output);
+                        self.encode(command);
                     }
                 }
             }
@@ -395,6 +405,21 @@ impl<'w> Session<'w> {
             self.under_way.push_back(batch);
         }
         true
+    }
+
+    fn encode(&mut self, command: &Command) {
+        let from = self.output.len();
+        command.encode(self.next_opaque, &mut self.output);
+        self.next_opaque = self.next_opaque.wrapping_add(1);
+        if self.has_records {
+            let begin = self.record_ends.iter().rev().nth(1).copied().unwrap_or(self.written);
+            // Not one that is on its way already.
+            let joins = self.record_ends.len() > 1 && self.output.len() - begin <= RECORD_BYTES;
+            if joins && self.record_ends.back() == Some(&from) {
+                self.record_ends.pop_back();
+            }
+            self.record_ends.push_back(self.output.len());
+        }
     }
 
     /// Receives and hands out; whether there was anything.
@@ -481,13 +506,17 @@ impl<'w> Session<'w> {
     fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, Failure> {
         let mut moved = false;
         while self.written < self.output.len() {
-            match Pin::new(&mut self.stream).poll_write(cx, &self.output[self.written..]) {
+            let end = self.record_ends.front().copied().unwrap_or(self.output.len());
+            match Pin::new(&mut self.stream).poll_write(cx, &self.output[self.written..end]) {
                 Poll::Pending => return Ok(moved),
                 Poll::Ready(written) => match written? {
                     0 => return Err(Failure::Connection(std::io::ErrorKind::WriteZero)),
                     bytes => {
                         self.written += bytes;
                         (moved, self.is_flushed) = (true, false);
+                        if self.written == end {
+                            self.record_ends.pop_front();
+                        }
                     }
                 },
             }
@@ -540,11 +569,6 @@ impl<'w> Session<'w> {
         }
         self.taken.drain(..).for_each(|request| request.fail(failure));
     }
-}
-
-fn encode(command: &Command, next_opaque: &mut u32, output: &mut Vec<u8>) {
-    command.encode(*next_opaque, output);
-    *next_opaque = next_opaque.wrapping_add(1);
 }
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
