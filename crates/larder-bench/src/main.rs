@@ -9,6 +9,7 @@ mod hit_ratio;
 mod kill;
 mod l1;
 mod measure;
+mod memcached;
 mod memory;
 mod miss;
 mod oracles;
@@ -25,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 const USAGE: &str = "\
-larder-bench l1|miss|hit-ratio|contention|memory|sqlite|disk|all [--json] [--quick] [--markdown FILE]
+larder-bench l1|miss|hit-ratio|contention|memory|sqlite|disk|memcached|all [--json] [--quick] [--markdown FILE]
              [--folder DIR]
 larder-bench hit-ratio [--capacity N]... [--engine NAME]... [--seeds N] [--shards N] [--trace-seed N] TRACE...
 
@@ -37,7 +38,7 @@ larder-bench hit-ratio [--capacity N]... [--engine NAME]... [--seeds N] [--shard
 TRACE: a file that `larder replay` reads, or zipf:SKEW, loop:KEYS, scan, phases, churn; all of these if none
 is given.";
 
-const CASES: [&str; 7] = ["l1", "miss", "hit-ratio", "contention", "memory", "sqlite", "disk"];
+const CASES: [&str; 8] = ["l1", "miss", "hit-ratio", "contention", "memory", "sqlite", "disk", "memcached"];
 
 struct Settings {
     is_quick: bool,
@@ -126,6 +127,7 @@ fn run_case(case: &str, settings: &Settings, report: &mut Report) -> Result<(), 
         "memory" => memory::run(*is_quick, report)?,
         "sqlite" => sqlite::run(*is_quick, folder, report).map_err(|error| error.to_string())?,
         "disk" => disk::run(*is_quick, folder, report).map_err(|error| error.to_string())?,
+        "memcached" => memcached::run(*is_quick, report).map_err(|error| error.to_string())?,
         other => return Err(format!("unknown case {other:?}\n{USAGE}")),
     }
     Ok(())

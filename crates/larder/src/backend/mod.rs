@@ -22,6 +22,8 @@ mod durability;
 mod files;
 #[cfg(all(feature = "jsonl", unix))]
 mod jsonl;
+#[cfg(all(feature = "memcached", not(larder_shuttle)))]
+mod memcached;
 mod memory;
 #[cfg(all(
     test,
@@ -29,6 +31,7 @@ mod memory;
     feature = "encryption",
     feature = "files",
     feature = "jsonl",
+    feature = "memcached",
     feature = "redis",
     feature = "sqlite",
     unix,
@@ -61,6 +64,11 @@ pub use files::{unstable_entry_file, unstable_resealed_entry_file};
 pub use jsonl::check_line;
 #[cfg(all(feature = "jsonl", unix))]
 pub use jsonl::{JsonlBackend, JsonlOptions};
+#[cfg(all(fuzzing, feature = "memcached"))]
+#[doc(hidden)]
+pub use memcached::check_replies;
+#[cfg(all(feature = "memcached", not(larder_shuttle)))]
+pub use memcached::{LargeValues, MemcachedBackend, MemcachedOptions};
 pub use memory::{MemoryBackend, MemoryOptions};
 pub use quarantine::Quarantined;
 #[cfg(feature = "registry")]
@@ -340,6 +348,9 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     async fn sweep(&self, limit: usize) -> Result<u64>;
 
     /// How much it holds.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where entries can't be counted.
     async fn usage(&self) -> Result<Usage>;
 
     /// Whether it keeps [reports](Self::report). Default: no.

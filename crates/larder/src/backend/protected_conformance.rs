@@ -6,8 +6,8 @@
 use super::conformance::{Subject, check_all};
 use super::{
     Backend, Capabilities, Durability, FilesBackend, FilesOptions, JsonlBackend, JsonlOptions, Listed, Mark,
-    MemoryBackend, MemoryOptions, Page, Put, PutOutcome, Read, RedisBackend, Removed, Scan, SqliteBackend,
-    SqliteOptions, Ticket, Usage,
+    MemcachedBackend, MemcachedOptions, MemoryBackend, MemoryOptions, Page, Put, PutOutcome, Read,
+    RedisBackend, Removed, Scan, SqliteBackend, SqliteOptions, Ticket, Usage,
 };
 use crate::clock::Clock;
 use crate::envelope::{Envelope, EnvelopeOptions, Keyring, Protection, Sealing, SecretKey};
@@ -21,8 +21,11 @@ use redis_support::Server;
 use redis_support::topologies::{Cluster, Pair};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 use tempfile::TempDir;
 
+#[path = "../../tests/memcached_support/mod.rs"]
+mod memcached_support;
 #[path = "../../tests/redis_support/mod.rs"]
 mod redis_support;
 
@@ -46,6 +49,7 @@ enum Store {
     Redis(Arc<Server>),
     Cluster(Arc<Cluster>),
     Sentinel(Arc<Pair>),
+    Memcached(Arc<memcached_support::Server>),
 }
 
 /// A backend that never sees a body, and with [`Names::Hidden`] no key either.
@@ -196,6 +200,12 @@ struct Protected {
 }
 
 impl Protected {
+    /// Of a case, among those of all suites on one server.
+    fn name(&self, number: usize) -> String {
+        let suite = xxhash_rust::xxh3::xxh3_64(self.folder.path().as_os_str().as_encoded_bytes());
+        format!("suite_{suite:x}_{number}")
+    }
+
     async fn open(&self, number: usize, clock: Clock) -> Arc<dyn Backend> {
         let path = self.folder.path().join(number.to_string());
         let tier_clock = clock.clone();
@@ -228,6 +238,16 @@ impl Protected {
             Store::Sentinel(pair) => {
                 flush(&pair.master);
                 redis(pair.options(clock))
+            }
+            Store::Memcached(server) => {
+                let options = MemcachedOptions {
+                    clock,
+                    prefix: self.name(number),
+                    // The suite's clock stands still while the server's goes on.
+                    expiry_slack: Duration::from_secs(600),
+                    ..MemcachedOptions::new([server.url()])
+                };
+                Arc::new(MemcachedBackend::new(options).unwrap())
             }
         };
         let tier = Tier::new(Arc::clone(&inner), TierOptions::default(), tier_clock);
@@ -298,4 +318,9 @@ async fn a_redis_cluster_passes_protected() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn redis_behind_a_sentinel_passes_protected() {
     check(Store::Sentinel(Arc::new(Pair::start()))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn memcached_passes_protected() {
+    check(Store::Memcached(Arc::new(memcached_support::Server::start(&[])))).await;
 }

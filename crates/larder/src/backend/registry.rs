@@ -54,7 +54,7 @@ impl Registry {
     }
 
     /// A registry of the backends that are compiled in: `memory`, and with the features of those names
-    /// `sqlite`, `files`, `jsonl` and `redis`.
+    /// `sqlite`, `files`, `jsonl`, `redis` and `memcached`.
     pub fn with_defaults() -> Self {
         let mut registry = Registry::new();
         registry.register("memory", |options: MemoryOptions, clock| {
@@ -79,6 +79,11 @@ impl Registry {
         registry.register("redis", |options: super::RedisOptions, clock| {
             let options = super::RedisOptions { clock: clock.clone(), ..options };
             Ok(Arc::new(super::RedisBackend::new(options)?))
+        });
+        #[cfg(all(feature = "memcached", not(larder_shuttle)))]
+        registry.register("memcached", |options: super::MemcachedOptions, clock| {
+            let options = super::MemcachedOptions { clock: clock.clone(), ..options };
+            Ok(Arc::new(super::MemcachedBackend::new(options)?))
         });
         registry
     }
@@ -253,5 +258,23 @@ mod tests {
             let error = open(settings).unwrap_err();
             assert!(error.kind() == ErrorKind::Config && !error.to_string().contains("secret"), "{error}");
         }
+    }
+
+    #[cfg(feature = "memcached")]
+    #[test]
+    fn memcached_is_opened_from_settings_without_a_server() {
+        let registry = Registry::with_defaults();
+        let open = |settings| registry.open("memcached", settings, Needs::default(), &Clock::system());
+        let settings =
+            json!({ "servers": ["memcached://u:secret@h", "unix:///m"], "large_values": "refuse" });
+        assert_eq!(open(settings).unwrap().name(), "memcached");
+        for settings in [json!({ "servers": [] }), json!({ "servers": ["u:secret@h"] })] {
+            let error = open(settings).unwrap_err();
+            assert!(error.kind() == ErrorKind::Config && !error.to_string().contains("secret"), "{error}");
+        }
+        let scan = Needs { scan: true, ..Needs::default() };
+        let settings = json!({ "servers": ["memcached://h"] });
+        let error = registry.open("memcached", settings, scan, &Clock::system()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
     }
 }

@@ -29,10 +29,10 @@ mod concurrent;
 mod fences;
 mod removals;
 
-use super::{Backend, Miss, Put, PutOutcome, Ticket};
+use super::{Backend, Miss, Put, PutOutcome, Ticket, Usage};
 use crate::clock::{Clock, ManualClock, NEVER_MS};
 use crate::entry::{EntryKind, Meta, Tags};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::key::{EntryKey, Namespace};
 use crate::stamp::Stamp;
 use ::bytes::Bytes;
@@ -195,6 +195,14 @@ impl Bench<'_> {
         put.meta.tags = Tags::new(tags)?;
         same("a set with a fresh ticket", self.put(put).await?, PutOutcome::Stored)?;
         Ok(stamp)
+    }
+
+    /// How much it holds; `None` where that is unsupported.
+    async fn usage(&self) -> Result<Option<Usage>, Failure> {
+        match self.backend.usage().await {
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(None),
+            usage => Ok(Some(usage?)),
+        }
     }
 
     async fn read(&self, key: &EntryKey) -> Result<Result<Bytes, Miss>, Failure> {
