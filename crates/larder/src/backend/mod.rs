@@ -23,6 +23,8 @@ mod files;
 #[cfg(all(feature = "jsonl", unix))]
 mod jsonl;
 mod memory;
+#[cfg(all(feature = "postgres", not(larder_shuttle)))]
+mod postgres;
 #[cfg(all(
     test,
     feature = "conformance",
@@ -60,6 +62,8 @@ pub use jsonl::check_line;
 #[cfg(all(feature = "jsonl", unix))]
 pub use jsonl::{JsonlBackend, JsonlOptions};
 pub use memory::{MemoryBackend, MemoryOptions};
+#[cfg(all(feature = "postgres", not(larder_shuttle)))]
+pub use postgres::{PostgresBackend, PostgresOptions};
 pub use quarantine::Quarantined;
 #[cfg(feature = "registry")]
 pub use registry::{Needs, Registry};
