@@ -173,11 +173,12 @@ impl Wire<'_> {
             columns.push(ops[*at]);
         }
         let (now, distrusted) = (ordered(now_ms), distrusted(now_ms));
+        let origin = origin_text(self.settings.origin);
         let params: [&(dyn ToSql + Sync); 18] = [
             &columns.names,
             &columns.ends,
             &columns.exclusive,
-            &self.settings.origin,
+            &origin,
             &now,
             &distrusted,
             &columns.is_lasting,
@@ -284,6 +285,11 @@ impl<'a> Columns<'a> {
 /// A tag as the tables name it. Two tags of one hash are removed together, which costs misses and nothing else.
 pub(super) fn tag_hash(tag: &str) -> i64 {
     xxh3_64(tag.as_bytes()) as i64
+}
+
+/// How log records name who wrote them.
+pub(super) fn origin_text(origin: u64) -> String {
+    format!("{origin:016x}")
 }
 
 /// A number whose order among `int8` is that of all of `u64`.

@@ -15,12 +15,14 @@ use crate::clock::Clock;
 use crate::key::{EntryKey, Namespace};
 use bytes::Bytes;
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OnceCell, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, NoTls, Row, Statement};
+use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Notification, Row, Statement};
 
 /// Most requests that wait to be sent; more callers wait for a place, under their own deadlines.
 const QUEUE_MAX: usize = 4096;
@@ -38,7 +40,7 @@ pub(super) struct Settings {
     pub(super) response_timeout: Duration,
     pub(super) clock: Clock,
     /// Names this backend in log records: random, new at each start.
-    pub(super) origin: String,
+    pub(super) origin: u64,
 }
 
 /// One operation on an entry.
@@ -270,7 +272,7 @@ async fn serve(
 ) -> Option<Connected> {
     let connected = match connected {
         Some(connected) => connected,
-        None => match connect(&settings).await {
+        None => match connect(&settings, None).await {
             Ok(connected) => connected,
             Err(failure) => {
                 batch.into_iter().for_each(|request| request.fail(&failure));
@@ -340,7 +342,7 @@ pub(super) struct Connected {
     pub(super) client: Client,
     prepared: [OnceCell<Statement>; Sql::COUNT],
     /// Moves the bytes; ends with the client or the connection.
-    driver: JoinHandle<()>,
+    pub(super) driver: JoinHandle<()>,
 }
 
 impl Connected {
@@ -353,10 +355,10 @@ impl Connected {
 }
 
 /// Connects, refuses what larder can't work with, and brings the schema up.
-pub(super) async fn connect(settings: &Settings) -> Result<Connected, Failure> {
+pub(super) async fn connect(settings: &Settings, heard: Option<Heard>) -> Result<Connected, Failure> {
     let limit = settings.connect_timeout;
     let attempt = async {
-        let (client, driver) = dial(&settings.target).await?;
+        let (client, driver) = dial(&settings.target, heard).await?;
         let connected = Connected { client, prepared: std::array::from_fn(|_| OnceCell::new()), driver };
         schema::settle(&connected.client, settings).await?;
         Ok(connected)
@@ -364,18 +366,33 @@ pub(super) async fn connect(settings: &Settings) -> Result<Connected, Failure> {
     tokio::time::timeout(limit, attempt).await.unwrap_or(Err(Failure::TimedOut(limit)))
 }
 
-async fn dial(target: &Target) -> Result<(Client, JoinHandle<()>), Failure> {
+/// What is told of each notification.
+pub(super) type Heard = Box<dyn FnMut(Notification) + Send>;
+
+async fn dial(target: &Target, heard: Option<Heard>) -> Result<(Client, JoinHandle<()>), Failure> {
     match &target.tls {
         None => {
             let (client, connection) = target.config.connect(NoTls).await?;
-            Ok((client, tokio::spawn(async move { drop(connection.await) })))
+            Ok((client, tokio::spawn(drive(connection, heard))))
         }
         #[cfg(feature = "postgres-tls")]
         Some(tls) => {
             let (client, connection) = target.config.connect(tls.0.clone()).await?;
-            Ok((client, tokio::spawn(async move { drop(connection.await) })))
+            Ok((client, tokio::spawn(drive(connection, heard))))
         }
         #[cfg(not(feature = "postgres-tls"))]
         Some(tls) => match *tls {},
+    }
+}
+
+async fn drive<S, T>(mut connection: Connection<S, T>, mut heard: Option<Heard>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+        if let (AsyncMessage::Notification(notification), Some(heard)) = (message, &mut heard) {
+            heard(notification);
+        }
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! Callers meet a [`PostgresBackend`]. What they ask gathers in a lane ([`link`]) and becomes one statement
 //! ([`batch`], [`sql`]); what changes the store is a function of the [`schema`], one transaction of the protocol
-//! each. [`walk`] is what takes longer, [`fault`] what PostgreSQL's errors mean. Deadlines, retries and breakers are
+//! each. [`walk`] is what takes longer, [`log`] how other nodes learn of it, [`fault`] what PostgreSQL's errors mean. Deadlines, retries and breakers are
 //! the tier's guard's business.
 
 mod batch;
 mod fault;
 mod link;
+mod log;
 mod options;
 mod schema;
 mod sql;
@@ -17,7 +18,7 @@ pub use options::PostgresOptions;
 
 use super::quarantine::Quarantined;
 use super::{
-    Backend, Capabilities, Exchange, Mark, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage,
+    Backend, Capabilities, Exchange, Log, Mark, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage,
 };
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -86,7 +87,7 @@ impl PostgresBackend {
             connect_timeout,
             response_timeout,
             clock: clock.clone(),
-            origin: format!("{:016x}", fastrand::u64(..)),
+            origin: fastrand::u64(..),
         });
         Ok(PostgresBackend {
             reads: Lane::new(settings.clone(), connections),
@@ -169,7 +170,7 @@ impl PostgresBackend {
             Box::new(batch::tag_hash(text)),
             Box::new(text.as_bytes().to_vec()),
             Box::new(i64::from(self.markers_max)),
-            Box::new(self.settings.origin.clone()),
+            Box::new(batch::origin_text(self.settings.origin)),
         ];
         batch::get(walk::first(&self.writes.query(Sql::Mark, params).await?)?, 0)
     }
@@ -303,6 +304,10 @@ impl Backend for PostgresBackend {
         let row = walk::first(&rows).map_err(fail)?;
         let count = |column| batch::get::<i64>(row, column).map(|count| count.max(0) as u64).map_err(fail);
         Ok(Usage { entries: count(0)?, bytes: count(1)? })
+    }
+
+    fn log(&self) -> Option<&dyn Log> {
+        Some(self)
     }
 
     async fn last_stamp(&self) -> Result<Option<Stamp>> {

@@ -18,6 +18,7 @@ pub(super) enum Sql {
     Ping,
     Quarantined,
     ForgetQuarantined,
+    Log,
 }
 
 /// Why an entry `e` of a namespace `n` is none: 0 for a valid one. `$now` and `$distrusted` are parameters.
@@ -38,7 +39,7 @@ macro_rules! why_invalid {
 }
 
 impl Sql {
-    pub(super) const COUNT: usize = Sql::ForgetQuarantined as usize + 1;
+    pub(super) const COUNT: usize = Sql::Log as usize + 1;
 
     pub(super) fn text(self, schema: &str) -> String {
         let text = match self {
@@ -112,6 +113,14 @@ impl Sql {
                 "SELECT at_ms, reason, namespace, key, sealed_bytes, sealed FROM @.quarantine ORDER BY id"
             }
             Sql::ForgetQuarantined => "DELETE FROM @.quarantine",
+            // One snapshot of all stores, so that a record can't be missing from between two positions.
+            Sql::Log => {
+                "SELECT w.place, n.inc, n.pos, l.pos, l.kind, l.name, l.origin, encode(l.stamp, 'hex') \
+                 FROM unnest($1::text[], $2::int8[], $3::int8[]) WITH ORDINALITY AS w (name, inc, pos, place) \
+                 LEFT JOIN @.ns n ON n.name = w.name \
+                 LEFT JOIN LATERAL (SELECT * FROM @.log r WHERE r.ns = n.id AND n.inc = w.inc AND r.pos > w.pos \
+                                    ORDER BY r.pos LIMIT $4::int8) l ON true"
+            }
         };
         text.replace("@.", &format!("{schema}."))
     }

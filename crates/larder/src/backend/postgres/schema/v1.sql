@@ -126,7 +126,8 @@ CREATE FUNCTION @.is_marked_1(p_ns int4, p_tags int8[], p_pos int8) RETURNS bool
     SELECT EXISTS (SELECT 1 FROM @.mark WHERE ns = p_ns AND tag = ANY (p_tags) AND pos > p_pos)
 $f$;
 
--- Ends a mutation: the namespace's row, the log's bound, the hint.
+-- Ends a mutation: the namespace's row, the log's bound, the hints. Of a batch that is larger than a node would
+-- apply at once the first ones do: who gets them asks for the rest.
 CREATE FUNCTION @.save_1(n @.ns, p_before int8) RETURNS void LANGUAGE plpgsql AS $f$
 BEGIN
     UPDATE @.ns SET pos = n.pos, clear = n.clear, floor = n.floor, marked = n.marked, marks = n.marks,
@@ -136,7 +137,9 @@ BEGIN
     IF p_before / 256 <> n.pos / 256 THEN
         DELETE FROM @.log WHERE ns = n.id AND pos <= n.pos - 10000;
     END IF;
-    PERFORM pg_notify('@', n.name || ' ' || n.pos);
+    PERFORM pg_notify('@', concat_ws(' ', l.pos, l.kind, l.origin, encode(coalesce(l.stamp, ''), 'hex'),
+                                     encode(l.name, 'hex'), n.name))
+    FROM (SELECT * FROM @.log WHERE ns = n.id AND pos > p_before ORDER BY pos LIMIT 64) l;
 END $f$;
 
 -- Operations on entries, sorted by namespace, hash and key, in one transaction. Kinds: 0 load, 1 set, 2 remove,
