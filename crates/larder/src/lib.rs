@@ -1,6 +1,10 @@
 //! A cache that invalidates correctly and never takes its service down. Begin with [`Cache`]; modules are listed
 //! in `ARCHITECTURE.md` in the order in which a request meets them.
 
+/// For what tests of the inside share with those of the outside.
+#[cfg(test)]
+extern crate self as larder;
+
 #[cfg(feature = "macros")]
 #[doc(hidden)]
 pub mod __macros;

@@ -738,3 +738,51 @@ async fn entries_outlive_the_process_and_quarantine_is_kept() {
     })
     .await;
 }
+
+/// A CA and a certificate for 127.0.0.1 in `folder`.
+#[cfg(feature = "postgres-tls")]
+fn certificates(folder: &std::path::Path) {
+    let openssl = |args: &[&str]| {
+        let made = std::process::Command::new("openssl").args(args).current_dir(folder).output();
+        assert!(made.expect("openssl is installed").status.success(), "{args:?}");
+    };
+    std::fs::write(folder.join("ext"), "subjectAltName=IP:127.0.0.1").unwrap();
+    let new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+    let ca = ["-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=ca"];
+    openssl(&[&["req", "-x509"], &new[..], &ca[..]].concat());
+    openssl(
+        &[&["req"], &new[..], &["-keyout", "tls.key", "-out", "tls.csr", "-subj", "/CN=server"]].concat(),
+    );
+    let sign = ["x509", "-req", "-in", "tls.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"];
+    openssl(&[&sign[..], &["-out", "tls.crt", "-extfile", "ext"]].concat());
+}
+
+#[cfg(feature = "postgres-tls")]
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_checks_the_servers_certificate() {
+    limited(async {
+        let mut server = Server::new(&["ssl=on", "ssl_cert_file=tls.crt", "ssl_key_file=tls.key"]);
+        let folder = tempfile::tempdir().unwrap();
+        certificates(folder.path());
+        for file in ["tls.crt", "tls.key"] {
+            server.give(&folder.path().join(file));
+        }
+        server.begin();
+        let open = |root: Option<&str>| {
+            let tls_root = root.map(|root| folder.path().join(root));
+            let url = server.tcp() + "?sslmode=require";
+            PostgresBackend::new(PostgresOptions { tls_root, ..PostgresOptions::new(url) })
+        };
+        let backend = open(Some("ca.crt")).unwrap();
+        set(&backend, "k", "v").await;
+        assert_eq!(read(&backend, "k").await, text("v"));
+        let ssl = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+                   WHERE application_name = 'larder'";
+        assert_eq!(server.sql(ssl), "t");
+        let unknown = open(None).unwrap().get(&key("k")).await.unwrap_err();
+        assert_eq!(unknown.kind(), ErrorKind::Authentication, "{unknown}");
+        assert_eq!(open(Some("ca.key")).unwrap_err().kind(), ErrorKind::Config);
+        assert_eq!(open(Some("none")).unwrap_err().kind(), ErrorKind::Config);
+    })
+    .await;
+}

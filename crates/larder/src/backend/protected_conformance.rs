@@ -3,12 +3,18 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[cfg(feature = "postgres")]
+#[path = "../../tests/postgres_support/mod.rs"]
+mod postgres_support;
+
 use super::conformance::{Subject, check_all};
 use super::{
     Backend, Capabilities, Durability, FilesBackend, FilesOptions, JsonlBackend, JsonlOptions, Listed, Mark,
     MemoryBackend, MemoryOptions, Page, Put, PutOutcome, Read, Removed, Scan, SqliteBackend, SqliteOptions,
     Ticket, Usage,
 };
+#[cfg(feature = "postgres")]
+use super::{PostgresBackend, PostgresOptions};
 use crate::clock::Clock;
 use crate::envelope::{Envelope, EnvelopeOptions, Keyring, Protection, Sealing, SecretKey};
 use crate::error::{Error, ErrorKind, Result};
@@ -38,6 +44,8 @@ enum Store {
     Sqlite,
     Files,
     Jsonl,
+    #[cfg(feature = "postgres")]
+    Postgres,
 }
 
 /// A backend that never sees a body, and with [`Names::Hidden`] no key either.
@@ -184,6 +192,8 @@ struct Protected {
     names: Names,
     protection: Protection,
     folder: TempDir,
+    #[cfg(feature = "postgres")]
+    server: Option<Arc<postgres_support::Server>>,
     made: AtomicUsize,
 }
 
@@ -206,6 +216,14 @@ impl Protected {
             Store::Jsonl => {
                 let options = JsonlOptions { clock, durability, ..JsonlOptions::new(path) };
                 Arc::new(JsonlBackend::open(options).await.unwrap())
+            }
+            #[cfg(feature = "postgres")]
+            Store::Postgres => {
+                let options = self.server.as_ref().unwrap().options(clock);
+                let schema = format!("protected_{number}_{}", self.folder.path().display());
+                let schema = schema.to_lowercase().replace(|char: char| !char.is_ascii_alphanumeric(), "_");
+                let options = PostgresOptions { schema, logged: true, ..options };
+                Arc::new(PostgresBackend::new(options).unwrap())
             }
         };
         let tier = Tier::new(Arc::clone(&inner), TierOptions::default(), tier_clock);
@@ -231,11 +249,15 @@ impl Subject for Protected {
 }
 
 async fn check(store: Store) {
+    #[cfg(feature = "postgres")]
+    let server = matches!(store, Store::Postgres).then(|| Arc::new(postgres_support::Server::start(&[])));
     let subject = |protection, names| Protected {
         store,
         names,
         protection,
         folder: tempfile::tempdir().unwrap(),
+        #[cfg(feature = "postgres")]
+        server: server.clone(),
         made: AtomicUsize::new(0),
     };
     check_all(&subject(Protection::encrypt(keyring()), Names::Shown)).await;
@@ -261,4 +283,10 @@ async fn files_pass_protected() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn jsonl_passes_protected() {
     check(Store::Jsonl).await;
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn postgres_passes_protected() {
+    check(Store::Postgres).await;
 }

@@ -88,6 +88,17 @@ impl Server {
         self.folder.path().join("data")
     }
 
+    /// A file for the server alone, in its data folder.
+    pub(crate) fn give(&self, file: &Path) {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.data().join(file.file_name().unwrap());
+        std::fs::copy(file, &path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        if let Some((uid, gid)) = other_user() {
+            std::os::unix::fs::chown(&path, Some(uid), Some(gid)).unwrap();
+        }
+    }
+
     /// Starts it again, on the same port and folder.
     pub(crate) fn begin(&mut self) {
         assert!(self.child.is_none());
