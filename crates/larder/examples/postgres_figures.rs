@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_postgres::{Client, NoTls, Statement};
 
-#[allow(dead_code, unused_imports, clippy::unwrap_used, reason = "shared with the tests")]
+#[allow(clippy::unwrap_used, reason = "shared with the tests")]
 #[path = "../tests/postgres_support/mod.rs"]
 mod postgres_support;
 

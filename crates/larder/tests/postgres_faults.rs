@@ -178,9 +178,9 @@ async fn tables_from_elsewhere_begin_anew() {
         assert!(refused.to_string().contains("replica"), "{refused}");
         server.sql("SELECT pg_promote()");
         let promoted = until(async || {
-            backend.get(&key("kept")).await.or_else(|error| match error.kind() {
-                ErrorKind::ReadOnly => Err(larder::Error::new(ErrorKind::Unavailable, "get")),
-                _ => Err(error),
+            backend.get(&key("kept")).await.map_err(|error| match error.kind() {
+                ErrorKind::ReadOnly => larder::Error::new(ErrorKind::Unavailable, "get"),
+                _ => error,
             })
         });
         promoted.await;
@@ -252,7 +252,7 @@ async fn connections_that_are_cut_off_are_replaced() {
                         let Ok(ticket) = write else { continue };
                         match backend.put(put(EntryKind::Load, &name, &format!("v{i}"), ticket)).await {
                             Ok(outcome) => {
-                                assert!(matches!(outcome, PutOutcome::Stored | PutOutcome::Fenced))
+                                assert!(matches!(outcome, PutOutcome::Stored | PutOutcome::Fenced));
                             }
                             Err(error) => assert!(error.is_transient(), "{error}"),
                         }
@@ -632,7 +632,8 @@ async fn crossing_batches_do_not_deadlock() {
                             .collect();
                         random.shuffle(&mut keys);
                         let reads = backend.get_many(&keys).await;
-                        let kind = |i: usize| if i % 5 == 0 { EntryKind::Set } else { EntryKind::Load };
+                        let kind =
+                            |i: usize| if i.is_multiple_of(5) { EntryKind::Set } else { EntryKind::Load };
                         let puts = keys.iter().zip(&reads).enumerate().map(|(i, (key, read))| Put {
                             key: key.clone(),
                             ..put(kind(i + node as usize), "k", "v", read.as_ref().unwrap().ticket)
