@@ -14,6 +14,7 @@ use larder::key::{EntryKey, Namespace};
 use larder::stamp::Stamp;
 use std::error::Error;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio_postgres::{Client, NoTls, Statement};
 
@@ -24,6 +25,7 @@ mod postgres_support;
 const KEYS: usize = 10_000;
 const VALUE_BYTES: usize = 1024;
 const CALLERS: usize = 64;
+static SETS: AtomicU64 = AtomicU64::new(1);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let rounds = std::env::var("ROUNDS").map_or(Ok(5), |rounds| rounds.parse())?;
@@ -149,7 +151,8 @@ async fn call(way: &Way, key: &EntryKey, what: What) {
             let ticket = backend.ticket(key).await.expect("it answers");
             let meta = Meta {
                 kind,
-                stamp: Stamp::MIN,
+                // Later than what is there, or it would be refused.
+                stamp: Stamp::new(SETS.fetch_add(1, Relaxed), 0, 1),
                 created_ms: 0,
                 fresh_until_ms: NEVER_MS,
                 revalidate_until_ms: NEVER_MS,
