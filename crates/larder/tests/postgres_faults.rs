@@ -711,7 +711,7 @@ async fn two_nodes_race_removals_against_loads() {
     assert!(hits > 200, "{hits}: the race is worth something only if values are found");
 }
 
-/// A value that the server can't take fails alone; and sizes have a limit that is told.
+/// What is stored belongs to the server, not the process; and sizes have a limit that is told.
 #[tokio::test(flavor = "multi_thread")]
 async fn entries_outlive_the_process_and_quarantine_is_kept() {
     limited(async {
