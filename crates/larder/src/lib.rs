@@ -18,6 +18,7 @@ pub mod guard;
 pub mod health;
 pub mod key;
 mod l1;
+pub mod mirror;
 pub mod options;
 pub mod pressure;
 pub mod report;

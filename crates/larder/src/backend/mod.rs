@@ -22,9 +22,12 @@ mod durability;
 mod files;
 #[cfg(all(feature = "jsonl", unix))]
 mod jsonl;
+mod log;
 #[cfg(all(feature = "memcached", not(larder_shuttle)))]
 mod memcached;
 mod memory;
+#[cfg(all(feature = "postgres", not(larder_shuttle)))]
+mod postgres;
 #[cfg(all(
     test,
     feature = "conformance",
@@ -32,6 +35,7 @@ mod memory;
     feature = "files",
     feature = "jsonl",
     feature = "memcached",
+    feature = "postgres",
     feature = "redis",
     feature = "sqlite",
     unix,
@@ -64,12 +68,15 @@ pub use files::{unstable_entry_file, unstable_resealed_entry_file};
 pub use jsonl::check_line;
 #[cfg(all(feature = "jsonl", unix))]
 pub use jsonl::{JsonlBackend, JsonlOptions};
+pub use log::{Change, Hint, LOG_PAGE_MAX, Log, LogCursor, LogPage, Record};
 #[cfg(all(fuzzing, feature = "memcached"))]
 #[doc(hidden)]
 pub use memcached::check_replies;
 #[cfg(all(feature = "memcached", not(larder_shuttle)))]
 pub use memcached::{LargeValues, MemcachedBackend, MemcachedOptions};
 pub use memory::{MemoryBackend, MemoryOptions};
+#[cfg(all(feature = "postgres", not(larder_shuttle)))]
+pub use postgres::{PostgresBackend, PostgresOptions};
 pub use quarantine::Quarantined;
 #[cfg(feature = "registry")]
 pub use registry::{Needs, Registry};
@@ -385,6 +392,12 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     async fn standings(&self, namespace: &Namespace, query: &report::Query) -> Result<report::Page> {
         let _ = (namespace, query);
         Err(keeps_no_reports(self.name(), "standings"))
+    }
+
+    /// The numbered log of what was removed and set, where several nodes share this store: how each learns what the
+    /// others removed. Default: `None`, the store belongs to one process or to processes that don't tell each other.
+    fn log(&self) -> Option<&dyn Log> {
+        None
     }
 
     /// The latest stamp of any set it accepted, so that a restarted node ticks on from there.

@@ -6,8 +6,8 @@
 use super::conformance::{Subject, check_all};
 use super::{
     Backend, Capabilities, Durability, FilesBackend, FilesOptions, JsonlBackend, JsonlOptions, Listed, Mark,
-    MemcachedBackend, MemcachedOptions, MemoryBackend, MemoryOptions, Page, Put, PutOutcome, Read,
-    RedisBackend, Removed, Scan, SqliteBackend, SqliteOptions, Ticket, Usage,
+    MemcachedBackend, MemcachedOptions, MemoryBackend, MemoryOptions, Page, PostgresBackend, PostgresOptions,
+    Put, PutOutcome, Read, RedisBackend, Removed, Scan, SqliteBackend, SqliteOptions, Ticket, Usage,
 };
 use crate::clock::Clock;
 use crate::envelope::{Envelope, EnvelopeOptions, Keyring, Protection, Sealing, SecretKey};
@@ -26,6 +26,8 @@ use tempfile::TempDir;
 
 #[path = "../../tests/memcached_support/mod.rs"]
 mod memcached_support;
+#[path = "../../tests/postgres_support/mod.rs"]
+mod postgres_support;
 #[path = "../../tests/redis_support/mod.rs"]
 mod redis_support;
 
@@ -50,6 +52,7 @@ enum Store {
     Cluster(Arc<Cluster>),
     Sentinel(Arc<Pair>),
     Memcached(Arc<memcached_support::Server>),
+    Postgres(Arc<postgres_support::Server>),
 }
 
 /// A backend that never sees a body, and with [`Names::Hidden`] no key either.
@@ -249,6 +252,11 @@ impl Protected {
                 };
                 Arc::new(MemcachedBackend::new(options).unwrap())
             }
+            Store::Postgres(server) => {
+                let schema = self.name(number);
+                let options = PostgresOptions { schema, logged: true, ..server.options(clock) };
+                Arc::new(PostgresBackend::new(options).unwrap())
+            }
         };
         let tier = Tier::new(Arc::clone(&inner), TierOptions::default(), tier_clock);
         let tier = match self.names {
@@ -323,4 +331,9 @@ async fn redis_behind_a_sentinel_passes_protected() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn memcached_passes_protected() {
     check(Store::Memcached(Arc::new(memcached_support::Server::start(&[])))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn postgres_passes_protected() {
+    check(Store::Postgres(Arc::new(postgres_support::Server::start(&[])))).await;
 }

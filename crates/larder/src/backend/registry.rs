@@ -54,7 +54,7 @@ impl Registry {
     }
 
     /// A registry of the backends that are compiled in: `memory`, and with the features of those names
-    /// `sqlite`, `files`, `jsonl`, `redis` and `memcached`.
+    /// `sqlite`, `files`, `jsonl`, `redis`, `memcached` and `postgres`.
     pub fn with_defaults() -> Self {
         let mut registry = Registry::new();
         registry.register("memory", |options: MemoryOptions, clock| {
@@ -84,6 +84,11 @@ impl Registry {
         registry.register("memcached", |options: super::MemcachedOptions, clock| {
             let options = super::MemcachedOptions { clock: clock.clone(), ..options };
             Ok(Arc::new(super::MemcachedBackend::new(options)?))
+        });
+        #[cfg(all(feature = "postgres", not(larder_shuttle)))]
+        registry.register("postgres", |options: super::PostgresOptions, clock| {
+            let options = super::PostgresOptions { clock: clock.clone(), ..options };
+            Ok(Arc::new(super::PostgresBackend::new(options)?))
         });
         registry
     }

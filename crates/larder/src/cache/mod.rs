@@ -184,6 +184,10 @@ impl<K: Key, V: Value> Cache<K, V> {
         (*self.defaults).clone()
     }
 
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.shared.clock
+    }
+
     /// What was counted so far, over all namespaces.
     pub fn stats(&self) -> Stats {
         let shared = &self.shared;
