@@ -13,6 +13,7 @@ pub mod error;
 pub mod guard;
 pub mod key;
 mod l1;
+pub mod lock;
 pub mod options;
 pub mod pressure;
 pub mod report;

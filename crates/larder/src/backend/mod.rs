@@ -37,7 +37,7 @@ mod quarantine;
 #[cfg(any(feature = "sqlite", all(any(feature = "files", feature = "jsonl"), unix)))]
 mod queue;
 #[cfg(all(feature = "redis", not(larder_shuttle)))]
-mod redis;
+pub(crate) mod redis;
 #[cfg(feature = "registry")]
 mod registry;
 #[cfg(feature = "sqlite")]

@@ -1,6 +1,7 @@
 //! Which server has a store: the one there is, the master that sentinels name, or the node of a cluster that
 //! has the slot. Learns a cluster's slots anew when a node says that one has moved, or doesn't answer.
 
+use super::RedisOptions;
 use super::batch::{array, number};
 use super::fault::Failure;
 use super::layout::{SLOTS, Store};
@@ -41,16 +42,22 @@ struct SlotMap {
 }
 
 impl Router {
-    pub(super) fn new(
-        servers: Vec<ConnectionInfo>,
-        is_cluster: bool,
-        sentinel_master: Option<String>,
-        settings: LinkSettings,
-    ) -> Self {
-        let settings = Arc::new(settings);
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config), naming the setting and what is allowed.
+    pub(super) fn of(options: &RedisOptions) -> crate::Result<Self> {
+        let servers = options.parse()?;
+        let settings = Arc::new(LinkSettings {
+            prefix: options.prefix.clone(),
+            shards: options.shards,
+            batch_max: options.batch_max,
+            connect_timeout: options.connect_timeout,
+            response_timeout: options.response_timeout,
+            clock: options.clock.clone(),
+            origin: format!("{:016x}", fastrand::u64(..)),
+        });
         let first = servers[0].clone();
-        let servers = match sentinel_master {
-            _ if is_cluster => Servers::Cluster { seeds: servers, map: Mutex::new(None) },
+        let servers = match options.sentinel_master.clone() {
+            _ if options.cluster => Servers::Cluster { seeds: servers, map: Mutex::new(None) },
             None => Servers::One(Arc::new(Link::new(Target::Server(first), settings.clone()))),
             Some(master) => {
                 let server = first.redis_settings().clone();
@@ -58,7 +65,7 @@ impl Router {
                 Servers::One(Arc::new(Link::new(target, settings.clone())))
             }
         };
-        Router { settings, servers, is_closed: AtomicBool::new(false) }
+        Ok(Router { settings, servers, is_closed: AtomicBool::new(false) })
     }
 
     /// A ticket for a store, and an entry if there is a key.
