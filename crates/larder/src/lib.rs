@@ -31,7 +31,8 @@ mod tier;
 
 pub use cache::{
     Blocking, Builder, Cache, EntryState, Explanation, Health, HealthLevel, Hit, Key, KeyInfo, KeysPage,
-    KeysRequest, LoadContext, Loaded, Removal, Stale, TierExplanation, TierHealth, Value, Written,
+    KeysRequest, LoadContext, LoadLockOptions, Loaded, Removal, Stale, TierExplanation, TierHealth, Value,
+    Written,
 };
 /// The L1 table by itself, for larder-bench. Not part of the API.
 #[cfg(feature = "unstable-table")]

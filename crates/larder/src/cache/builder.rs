@@ -2,7 +2,8 @@
 
 use super::flight::Flights;
 use super::reports::Streaks;
-use super::{Cache, Format, Key, OnDiscard, Shared, Value, Weigh};
+use super::turn::LoadLock;
+use super::{Cache, Format, Key, LoadLockOptions, OnDiscard, Shared, Value, Weigh};
 use crate::backend::Backend;
 use crate::clock::Clock;
 use crate::entry::check_tag;
@@ -13,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::guard::GuardOptions;
 use crate::key::{EntryKey, Namespace};
 use crate::l1::{EvictReason, L1, Limits, OnEvict, Space};
+use crate::lock::Locks;
 use crate::options::EntryOptions;
 use crate::pressure::{MemoryPressure, Watch};
 use crate::stamp::StampClock;
@@ -53,6 +55,7 @@ pub struct Builder<K, V> {
     tenants: Option<TenantFrom>,
     pressure: Option<MemoryPressure>,
     evict_after_bad: Option<u32>,
+    load_lock: Option<(Locks, LoadLockOptions)>,
 }
 
 impl<K: Key, V: Value> Builder<K, V> {
@@ -79,6 +82,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             tenants: None,
             pressure: None,
             evict_after_bad: Some(3),
+            load_lock: None,
         }
     }
 
@@ -206,6 +210,23 @@ impl<K: Key, V: Value> Builder<K, V> {
         self
     }
 
+    /// Lets one node load a key while the others wait for what it stores in the lowest tier, which they share.
+    /// Default: off; each node then loads for itself.
+    ///
+    /// It saves work and no more. While the lock's store fails or hangs, each node loads by itself; whoever holds
+    /// a lease and dies is waited for until the lease ends. Nodes that wait for a value that its loader declines
+    /// to store each load their own then. Reloads and loads of many keys at once take no lease. Give the locks
+    /// the cache's clock.
+    pub fn load_lock(self, locks: Locks) -> Self {
+        self.load_lock_with(locks, LoadLockOptions::default())
+    }
+
+    /// [`load_lock`](Self::load_lock) with options.
+    pub fn load_lock_with(mut self, locks: Locks, options: LoadLockOptions) -> Self {
+        self.load_lock = Some((locks, options));
+        self
+    }
+
     /// How values are encoded for the tiers.
     pub fn envelope(mut self, envelope: EnvelopeOptions) -> Self {
         self.envelope = envelope;
@@ -288,6 +309,9 @@ impl<K: Key, V: Value> Builder<K, V> {
         for (_, options) in &self.tiers {
             options.guard.as_ref().map_or(Ok(()), GuardOptions::check)?;
         }
+        let tiers_count = self.tiers.len();
+        let load_lock = self.load_lock.map(|(locks, options)| LoadLock::new(locks, &options, tiers_count));
+        let load_lock = load_lock.transpose()?;
         let clock = self.clock;
         let counters = Arc::new(Counters::new());
         let mut tiers = Vec::with_capacity(self.tiers.len());
@@ -320,6 +344,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             tag_ttls_max: self.tag_ttls_max,
             tenants: self.tenants,
             evict_after_bad: self.evict_after_bad,
+            load_lock,
             streaks: Streaks::default(),
             spaces: crate::sync::Mutex::new(HashMap::new()),
             next_space: AtomicU64::new(0),

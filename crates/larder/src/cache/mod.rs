@@ -1,7 +1,7 @@
 //! The typed front: what a service holds.
 //!
 //! `read.rs` is the read path from top to bottom, `wait.rs` who waits for a flight, `load.rs` what a flight
-//! does, `write.rs` sets and removals. Everything here is shared by all clones and namespaces of one cache.
+//! does, `turn.rs` whose turn it is among nodes, `write.rs` sets and removals. Everything here is shared by all clones and namespaces of one cache.
 
 mod blocking;
 mod builder;
@@ -20,6 +20,7 @@ mod rotate;
 #[cfg(all(test, larder_shuttle))]
 mod schedules;
 mod tenants;
+mod turn;
 mod wait;
 mod write;
 
@@ -31,6 +32,7 @@ pub use loader::{LoadContext, Loaded};
 pub use read::{Hit, Stale};
 #[cfg(feature = "encryption")]
 pub use rotate::{KeyUsage, Rotation, RotationProgress};
+pub use turn::LoadLockOptions;
 pub use write::{Removal, Written};
 
 pub(crate) use flight::{Edge, in_flight, next_number as next_flight};
@@ -57,6 +59,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
+use turn::LoadLock;
 
 /// A cache of typed values: in memory, and in any tiers below it.
 ///
@@ -135,6 +138,7 @@ pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
     tag_ttls_max: HashMap<Box<str>, Duration>,
     tenants: Option<TenantFrom>,
     evict_after_bad: Option<u32>,
+    load_lock: Option<LoadLock>,
     streaks: Streaks<K>,
     spaces: Mutex<HashMap<Namespace, Arc<Space>>>,
     next_space: AtomicU64,

@@ -292,7 +292,7 @@ impl Locks {
     pub async fn try_lock_with(&self, name: &str, options: &LockOptions) -> Result<Option<Lease>> {
         check_name(name)?;
         options.check()?;
-        Ok(self.attempt(name, options).await?.ok())
+        Ok(self.attempt_with(name, options).await?.ok())
     }
 
     /// Takes a lock, and waits while somebody else has it.
@@ -320,7 +320,7 @@ impl Locks {
         let mut looks = self.looks(name, options.wait);
         loop {
             let mut freed = looks.freed();
-            let left = match self.attempt(name, options).await {
+            let left = match self.attempt_with(name, options).await {
                 Ok(Ok(lease)) => return Ok(lease),
                 Ok(Err(left)) => left,
                 Err(error) if !error.is_transient() || looks.left().is_zero() => return Err(error),
@@ -366,7 +366,7 @@ impl Locks {
         inner.call("release all", FREES, self.defaults.call_timeout, attempt).await.map_err(unwrap)
     }
 
-    /// Lets what a lease on a name that nobody waits for stands for last until its TTL.
+    /// Takes a lock, if nobody has it, that is never released and so ends with its TTL.
     pub(crate) async fn leave_mark(&self, name: &str, ttl: Duration) -> Result<()> {
         let claim = self.claim();
         let inner = &self.inner;
@@ -385,8 +385,12 @@ impl Locks {
         Claim { owner: self.inner.owner.clone(), id: fastrand::u64(..) }
     }
 
-    /// A lease, or for how long somebody else has it.
-    async fn attempt(&self, name: &str, options: &LockOptions) -> Result<Result<Lease, Duration>> {
+    /// A lease with the default options, or for how long somebody else has it.
+    pub(crate) async fn attempt(&self, name: &str) -> Result<Result<Lease, Duration>> {
+        self.attempt_with(name, &self.defaults).await
+    }
+
+    async fn attempt_with(&self, name: &str, options: &LockOptions) -> Result<Result<Lease, Duration>> {
         let inner = &self.inner;
         let mut claimed = lease::Claimed::new(inner.clone(), name, self.claim(), options.call_timeout);
         let sent_ms = inner.clock.mono_ms();
