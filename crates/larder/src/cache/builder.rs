@@ -11,7 +11,7 @@ use crate::envelope::{Envelope, EnvelopeOptions};
 #[cfg(feature = "encryption")]
 use crate::envelope::{Keyring, Protection};
 use crate::error::{Error, ErrorKind, Result};
-use crate::guard::GuardOptions;
+use crate::guard::{BreakerShare, GuardOptions, Sharing};
 use crate::key::{EntryKey, Namespace};
 use crate::l1::{EvictReason, L1, Limits, OnEvict, Space};
 use crate::lock::Locks;
@@ -56,6 +56,7 @@ pub struct Builder<K, V> {
     pressure: Option<MemoryPressure>,
     evict_after_bad: Option<u32>,
     load_lock: Option<(Locks, LoadLockOptions)>,
+    breaker_share: Option<Arc<dyn BreakerShare>>,
 }
 
 impl<K: Key, V: Value> Builder<K, V> {
@@ -83,6 +84,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             pressure: None,
             evict_after_bad: Some(3),
             load_lock: None,
+            breaker_share: None,
         }
     }
 
@@ -227,6 +229,14 @@ impl<K: Key, V: Value> Builder<K, V> {
         self
     }
 
+    /// Tells other nodes when a breaker of a tier with a [`breaker_name`](TierOptions::breaker_name) opens, and hears
+    /// of theirs: then this node's opens at the next call that fails instead of after a window of them. Once a
+    /// second, in the background. Default: off.
+    pub fn share_breakers(mut self, share: Arc<dyn BreakerShare>) -> Self {
+        self.breaker_share = Some(share);
+        self
+    }
+
     /// How values are encoded for the tiers.
     pub fn envelope(mut self, envelope: EnvelopeOptions) -> Self {
         self.envelope = envelope;
@@ -309,6 +319,9 @@ impl<K: Key, V: Value> Builder<K, V> {
         for (_, options) in &self.tiers {
             options.guard.as_ref().map_or(Ok(()), GuardOptions::check)?;
         }
+        let breaker_names: Vec<String> =
+            self.tiers.iter().filter_map(|(_, options)| options.breaker_name.clone()).collect();
+        check_breaker_names(&breaker_names, self.breaker_share.is_some())?;
         let tiers_count = self.tiers.len();
         let load_lock = self.load_lock.map(|(locks, options)| LoadLock::new(locks, &options, tiers_count));
         let load_lock = load_lock.transpose()?;
@@ -330,6 +343,8 @@ impl<K: Key, V: Value> Builder<K, V> {
             }
             tiers.push(tier);
         }
+        let sharing = |share| Sharing::new(share, clock.clone(), &breaker_names);
+        let sharing = self.breaker_share.map(sharing);
         let shared = Arc::new(Shared {
             l1: L1::new(limits, fastrand::u64(..), self.on_evict, Arc::clone(&counters)),
             flights: Arc::new(Flights::new(self.flights_max, self.waiters_max)),
@@ -345,6 +360,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             tenants: self.tenants,
             evict_after_bad: self.evict_after_bad,
             load_lock,
+            sharing,
             streaks: Streaks::default(),
             spaces: crate::sync::Mutex::new(HashMap::new()),
             next_space: AtomicU64::new(0),
@@ -362,6 +378,27 @@ impl<K: Key, V: Value> Builder<K, V> {
         };
         Ok(Cache { shared, space, defaults: Arc::new(self.defaults) })
     }
+}
+
+fn check_breaker_names(names: &[String], is_shared: bool) -> Result<()> {
+    let refuse = |message: String| Err(Error::new(ErrorKind::Config, "build").message(message));
+    for (place, name) in names.iter().enumerate() {
+        if !is_shared {
+            return refuse(format!("breaker_name is \"{name}\"; it needs share_breakers, or nobody is told"));
+        }
+        if name.is_empty() || name.len() > 64 {
+            return refuse(format!("breaker_name has {} bytes; 1 to 64 are allowed", name.len()));
+        }
+        if names[..place].contains(name) {
+            return refuse(format!(
+                "breaker_name \"{name}\" is that of two tiers; each endpoint has its own"
+            ));
+        }
+    }
+    if is_shared && names.is_empty() {
+        return refuse("share_breakers is set, but no tier has a breaker_name".to_owned());
+    }
+    Ok(())
 }
 
 impl<K, V> Builder<K, V>

@@ -43,6 +43,7 @@ use crate::backend::Ticket;
 use crate::clock::{Clock, NEVER_MS, millis};
 use crate::entry::{EntryKind, Meta, Tags};
 use crate::error::Result;
+use crate::guard::Sharing;
 use crate::key::{EntryKey, Namespace};
 use crate::l1::{Entry, L1, Now, Published, Space};
 use crate::options::EntryOptions;
@@ -139,6 +140,7 @@ pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
     tenants: Option<TenantFrom>,
     evict_after_bad: Option<u32>,
     load_lock: Option<LoadLock>,
+    sharing: Option<Sharing>,
     streaks: Streaks<K>,
     spaces: Mutex<HashMap<Namespace, Arc<Space>>>,
     next_space: AtomicU64,
