@@ -48,7 +48,7 @@ impl Registry {
     }
 
     /// A registry of the backends that are compiled in: `memory`, and with the features of those names
-    /// `sqlite`, `files`, `jsonl` and `redis`.
+    /// `sqlite`, `files`, `jsonl`, `redis` and `postgres`.
     pub fn with_defaults() -> Self {
         let mut registry = Registry::new();
         registry.register("memory", |options: MemoryOptions, clock| {
@@ -73,6 +73,11 @@ impl Registry {
         registry.register("redis", |options: super::RedisOptions, clock| {
             let options = super::RedisOptions { clock: clock.clone(), ..options };
             Ok(Arc::new(super::RedisBackend::new(options)?))
+        });
+        #[cfg(all(feature = "postgres", not(larder_shuttle)))]
+        registry.register("postgres", |options: super::PostgresOptions, clock| {
+            let options = super::PostgresOptions { clock: clock.clone(), ..options };
+            Ok(Arc::new(super::PostgresBackend::new(options)?))
         });
         registry
     }
