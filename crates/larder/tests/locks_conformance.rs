@@ -1,17 +1,19 @@
 //! Every store of locks keeps every promise of the suite.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
-#![cfg(all(feature = "conformance", feature = "redis"))]
+#![cfg(all(feature = "conformance", feature = "redis", feature = "postgres", unix))]
 
+mod postgres_support;
 mod redis_support;
 
 use async_trait::async_trait;
-use larder::backend::RedisOptions;
+use larder::backend::{PostgresOptions, RedisOptions};
 use larder::clock::{Clock, ManualClock};
 use larder::lock::conformance::{Subject, check_all};
-use larder::lock::{LockBackend, MemoryLocks, RedisLocks};
+use larder::lock::{LockBackend, MemoryLocks, PostgresLocks, RedisLocks};
 use redis_support::Server;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 struct Memory(ManualClock);
@@ -49,6 +51,29 @@ impl Subject for Redis {
     async fn pass(&self, time: Duration) {
         tokio::time::sleep(time).await;
     }
+}
+
+/// One server, and a schema of its own for each case.
+struct Postgres(postgres_support::Server, AtomicU32);
+
+#[async_trait]
+impl Subject for Postgres {
+    async fn fresh(&self) -> Arc<dyn LockBackend> {
+        let schema = format!("case_{}", self.1.fetch_add(1, SeqCst));
+        let options = PostgresOptions { schema, ..self.0.options(Clock::system()) };
+        Arc::new(PostgresLocks::new(&options).unwrap())
+    }
+    fn clock(&self) -> Clock {
+        Clock::system()
+    }
+    async fn pass(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn postgres_passes() {
+    check_all(&Postgres(postgres_support::Server::start(&[]), AtomicU32::new(0))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

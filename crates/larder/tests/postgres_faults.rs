@@ -357,8 +357,7 @@ async fn a_read_only_server_serves_and_says_so() {
             }
         }
         assert_eq!(read(&backend, "k").await, text("v"));
-        server
-            .sql("ALTER SYSTEM RESET default_transaction_read_only");
+        server.sql("ALTER SYSTEM RESET default_transaction_read_only");
         server.sql("SELECT pg_reload_conf()");
         let began = Instant::now();
         while backend.remove(&key("k")).await.is_err() {

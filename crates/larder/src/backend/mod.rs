@@ -25,7 +25,7 @@ mod jsonl;
 mod log;
 mod memory;
 #[cfg(all(feature = "postgres", not(larder_shuttle)))]
-mod postgres;
+pub(crate) mod postgres;
 #[cfg(all(
     test,
     feature = "conformance",

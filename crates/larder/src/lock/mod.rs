@@ -22,11 +22,15 @@
 pub mod conformance;
 mod lease;
 mod memory;
+#[cfg(all(feature = "postgres", not(larder_shuttle)))]
+mod postgres;
 #[cfg(all(feature = "redis", not(larder_shuttle)))]
 mod redis;
 
 pub use lease::Lease;
 pub use memory::MemoryLocks;
+#[cfg(all(feature = "postgres", not(larder_shuttle)))]
+pub use postgres::PostgresLocks;
 #[cfg(all(feature = "redis", not(larder_shuttle)))]
 pub use redis::RedisLocks;
 
@@ -62,8 +66,8 @@ const FREES: Priority = Priority::Invalidate;
 /// Names and owners are checked by [`Locks`]; deadlines are its business, too.
 ///
 /// # Cancellation
-/// A call whose future is dropped takes effect whole or not at all. [`Locks`] releases a claim whose fate it does
-/// not know.
+/// A call whose future is dropped takes effect whole or not at all, and before every later call of the same claim:
+/// [`Locks`] releases a claim whose fate it does not know.
 #[async_trait]
 pub trait LockBackend: fmt::Debug + Send + Sync + 'static {
     /// Its name in errors.
