@@ -145,6 +145,60 @@ async fn what_one_node_loads_all_have() {
     }
 }
 
+/// Grants when it is told to.
+#[derive(Debug)]
+struct Late {
+    locks: Arc<dyn LockBackend>,
+    asked: AtomicUsize,
+    go: Semaphore,
+}
+
+#[async_trait]
+impl LockBackend for Late {
+    fn name(&self) -> &str {
+        "late"
+    }
+    async fn acquire(&self, name: &str, claim: &Claim, ttl: Duration) -> larder::Result<Acquired> {
+        self.asked.fetch_add(1, SeqCst);
+        self.go.acquire().await.unwrap().forget();
+        self.locks.acquire(name, claim, ttl).await
+    }
+    async fn extend(&self, name: &str, claim: &Claim, ttl: Duration) -> larder::Result<bool> {
+        self.locks.extend(name, claim, ttl).await
+    }
+    async fn release(&self, name: &str, claim: &Claim) -> larder::Result<bool> {
+        self.locks.release(name, claim).await
+    }
+    async fn release_all(&self, owner: &str) -> larder::Result<u64> {
+        self.locks.release_all(owner).await
+    }
+    async fn info(&self, name: &str) -> larder::Result<Option<LockInfo>> {
+        self.locks.info(name).await
+    }
+}
+
+/// The tiers were read before the other node stored the value, and the lease came after it was released.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_was_stored_before_the_lease_came_is_found() {
+    let world = World::new(|version| Ok(Loaded::new(version)));
+    world.source.permits.add_permits(2);
+    let late =
+        Arc::new(Late { locks: world.locks.clone(), asked: AtomicUsize::new(0), go: Semaphore::new(0) });
+    let locks = Locks::new(late.clone()).clock(world.clock.clone().into());
+    let patient = LoadLockOptions::default().call_timeout(Duration::from_secs(3600));
+    let second = world.builder().load_lock_with(locks, patient).build().unwrap();
+    let call = world.load(&second);
+    world.until("the second asks for the lease", || late.asked.load(SeqCst) == 1).await;
+    let first = world.nodes(1, &EntryOptions::default()).remove(0);
+    assert_eq!(world.answers(vec![world.load(&first)]).await[0].as_ref().unwrap(), &1);
+    let is_over =
+        || first.stats().tiers[0].writes == 1 && format!("{:?}", world.locks).contains("(0 leases)");
+    world.until("the value is stored and the lease released", is_over).await;
+    late.go.add_permits(100);
+    assert_eq!(world.answers(vec![call]).await[0].as_ref().unwrap(), &1);
+    assert_eq!((world.source.begun(), second.stats().loads), (1, 0));
+}
+
 /// They would each wait for a load that leaves nothing, one after another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn nobody_stands_in_a_line_for_what_is_not_stored() {

@@ -13,6 +13,7 @@ use larder::backend::{Backend, Put, PutOutcome, RedisBackend, RedisOptions, Tick
 use larder::clock::{Clock, NEVER_MS};
 use larder::entry::{EntryKind, Meta, Tags};
 use larder::key::{EntryKey, Namespace};
+use larder::lock::{self, LockBackend, RedisLocks};
 use larder::stamp::Stamp;
 use redis_support::{Server, free_port};
 use std::path::Path;
@@ -194,6 +195,29 @@ impl Subject for Cluster {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_cluster_passes_the_suite() {
     check_all(&Cluster::start()).await;
+}
+
+struct Locks(Cluster);
+
+#[async_trait]
+impl lock::conformance::Subject for Locks {
+    async fn fresh(&self) -> Arc<dyn LockBackend> {
+        for node in &self.0.nodes {
+            node.command(&[b"FLUSHALL"]);
+        }
+        Arc::new(RedisLocks::new(&self.0.options(self.clock())).unwrap())
+    }
+    fn clock(&self) -> Clock {
+        Clock::system()
+    }
+    async fn pass(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn locks_in_a_cluster_pass_theirs() {
+    lock::conformance::check_all(&Locks(Cluster::start())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
