@@ -214,7 +214,9 @@ impl<K: Hash + Eq, V: Clone> Landing<K, V> {
             drop(shard);
             return Err(self);
         }
-        there.map(|there| there.remove());
+        if let Some(there) = there {
+            there.remove();
+        }
         drop(shard);
         self.finish(Err(abandoned("load")));
         Ok(())

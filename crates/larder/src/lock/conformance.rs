@@ -180,6 +180,7 @@ fn expect(is_so: bool, what: &str) -> Verdict {
     if is_so { Ok(()) } else { Err(Failure(format!("expected: {what}"))) }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "what is compared is mostly made on the spot")]
 fn same<T: PartialEq + fmt::Debug>(what: &str, is: T, expected: T) -> Verdict {
     match is == expected {
         true => Ok(()),

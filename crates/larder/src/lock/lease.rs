@@ -142,7 +142,7 @@ impl Held {
             pause = match self.extend(claimed, ttl).await {
                 Ok(true) => 3,
                 Ok(false) => return,
-                // Twice more before the time is over.
+                // A few more times before its time is over.
                 Err(error) if self.left(&claimed.inner).is_some() => {
                     tracing::debug!(%error, "a lease was not renewed, and will be tried again");
                     10

@@ -94,7 +94,7 @@ pub trait LockBackend: fmt::Debug + Send + Sync + 'static {
     /// Returns when the lock may have become free. A hint: it may come late, in vain or, as by default, never.
     async fn freed(&self, name: &str) {
         let _ = name;
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Acquired, Claim, LockBackend, LockInfo};
 use crate::backend::PostgresOptions;
-use crate::backend::postgres::{PostgresClient, Sql, column, nonsense};
+use crate::backend::postgres::{Param, PostgresClient, Sql, column, nonsense};
 use crate::clock::millis;
 use crate::error::Result;
 use async_trait::async_trait;
@@ -32,7 +32,7 @@ fn id(claim: &Claim) -> i64 {
     claim.id as i64
 }
 
-fn bytes(text: &str) -> Box<Vec<u8>> {
+fn bytes(text: &str) -> Param {
     Box::new(text.as_bytes().to_vec())
 }
 

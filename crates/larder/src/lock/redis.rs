@@ -75,9 +75,9 @@ fn id(claim: &Claim) -> String {
     format!("{:016x}", claim.id)
 }
 
-/// What `PTTL` says. A lease without one is none of larder's making; it is looked at again soon.
+/// What `PTTL` says. A lease without one is none of larder's making, and lasts until somebody removes it.
 fn left(pttl: i64) -> Duration {
-    Duration::from_millis(u64::try_from(pttl).unwrap_or(1))
+    u64::try_from(pttl).map_or(Duration::MAX, Duration::from_millis)
 }
 
 fn is_one(operation: &'static str, reply: &Value) -> Result<bool> {

@@ -16,6 +16,7 @@ mod sql;
 mod walk;
 
 pub(crate) use client::{PostgresClient, column, nonsense};
+pub(crate) use link::Param;
 pub use options::PostgresOptions;
 pub(crate) use sql::Sql;
 
@@ -31,7 +32,7 @@ use crate::stamp::Stamp;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fault::{Failure, NAME};
-use link::{Done, Lane, Op, Param, Settings};
+use link::{Done, Lane, Op, Settings};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use walk::SweepPlace;
