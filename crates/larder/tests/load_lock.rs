@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 type Answer = larder::Result<u64>;
+type Found = fn(u64) -> Result<Loaded<u64>, std::io::Error>;
 const KEY: u64 = 7;
 
 /// Nodes around one tier and one lock.
@@ -39,7 +40,7 @@ struct Source {
     running: AtomicUsize,
     at_once_max: AtomicUsize,
     permits: Semaphore,
-    loaded: fn(u64) -> Result<Loaded<u64>, std::io::Error>,
+    loaded: Found,
 }
 
 impl Source {
@@ -59,7 +60,7 @@ impl Source {
 }
 
 impl World {
-    fn new(loaded: fn(u64) -> Result<Loaded<u64>, std::io::Error>) -> World {
+    fn new(loaded: Found) -> World {
         let clock = ManualClock::new();
         World {
             tier: Arc::new(MemoryBackend::new(MemoryOptions {
@@ -203,7 +204,7 @@ async fn what_was_stored_before_the_lease_came_is_found() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn nobody_stands_in_a_line_for_what_is_not_stored() {
     let negative_ttl = EntryOptions::default().negative_ttl(Duration::ZERO);
-    let cases: [(fn(u64) -> Result<Loaded<u64>, std::io::Error>, EntryOptions); 3] = [
+    let cases: [(Found, EntryOptions); 3] = [
         (|version| Ok(Loaded::new(version).do_not_store()), EntryOptions::default()),
         (|version| Ok(Loaded::new(version)), EntryOptions::default().ttl(Duration::ZERO)),
         (|_| Ok(Loaded::absent()), negative_ttl),
@@ -212,8 +213,10 @@ async fn nobody_stands_in_a_line_for_what_is_not_stored() {
         let world = World::new(loaded);
         let nodes = world.nodes(5, &options);
         let calls = world.one_loads(&nodes).await;
+        let began_ms = now_ms(&world.clock);
         world.source.permits.add_permits(1);
         world.until("all others load at once", || world.source.running.load(SeqCst) == 4).await;
+        assert!(now_ms(&world.clock) - began_ms < 4000, "before the bound of their wait");
         world.source.permits.add_permits(4);
         world.answers(calls).await;
         assert_eq!(world.source.begun(), 5);
