@@ -18,6 +18,7 @@ pub mod guard;
 pub mod health;
 pub mod key;
 mod l1;
+pub mod lock;
 pub mod mirror;
 pub mod options;
 pub mod pressure;
@@ -36,7 +37,7 @@ mod tier;
 
 pub use cache::{
     Blocking, Builder, Cache, EntryState, Explanation, Hit, Key, KeyInfo, KeysPage, KeysRequest, LoadContext,
-    Loaded, Removal, Stale, TierExplanation, Value, Written,
+    LoadLockOptions, Loaded, Removal, Stale, TierExplanation, Value, Written,
 };
 /// The L1 table by itself, for larder-bench. Not part of the API.
 #[cfg(feature = "unstable-table")]

@@ -38,6 +38,8 @@ pub(crate) enum Count {
     LoadFenced,
     LoadDeclined,
     LoadNotModified,
+    LoadAwaited,
+    LoadUnlocked,
     Joined,
     Refresh,
     StaleOnError,
@@ -188,6 +190,10 @@ pub struct Stats {
     pub loads_declined: u64,
     /// Loads that were answered "not modified".
     pub loads_not_modified: u64,
+    /// Flights that waited for another node's load.
+    pub loads_awaited: u64,
+    /// Loads without the lease that they should have: the lock failed, or another node had it for too long.
+    pub loads_unlocked: u64,
     /// Reads that waited for a load which another one had started.
     pub joined: u64,
     /// Refreshes started in the background.
@@ -293,6 +299,8 @@ impl Counters {
             loads_fenced: total(Count::LoadFenced),
             loads_declined: total(Count::LoadDeclined),
             loads_not_modified: total(Count::LoadNotModified),
+            loads_awaited: total(Count::LoadAwaited),
+            loads_unlocked: total(Count::LoadUnlocked),
             joined: total(Count::Joined),
             refreshes: total(Count::Refresh),
             stale_on_error: total(Count::StaleOnError),

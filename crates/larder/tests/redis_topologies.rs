@@ -13,6 +13,7 @@ use larder::backend::{Backend, Mark, Miss, Put, PutOutcome, RedisBackend, RedisO
 use larder::clock::{Clock, NEVER_MS};
 use larder::entry::{EntryKind, Meta, Tags};
 use larder::key::{EntryKey, Namespace};
+use larder::lock::{self, LockBackend, RedisLocks};
 use larder::stamp::Stamp;
 use redis_support::topologies::{Cluster, Pair};
 use redis_support::{Server, free_port};
@@ -157,6 +158,24 @@ impl Subject for Pair {
     }
 }
 
+struct Locks(Cluster);
+
+#[async_trait]
+impl lock::conformance::Subject for Locks {
+    async fn fresh(&self) -> Arc<dyn LockBackend> {
+        for node in &self.0.nodes {
+            node.command(&[b"FLUSHALL"]);
+        }
+        Arc::new(RedisLocks::new(&self.0.options(self.clock())).unwrap())
+    }
+    fn clock(&self) -> Clock {
+        Clock::system()
+    }
+    async fn pass(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_pair_behind_a_sentinel_passes_the_suite() {
     check_all(&Pair::start()).await;
@@ -235,6 +254,11 @@ async fn keys_are_followed_while_their_slot_moves() {
     assert_eq!(backend.put(load(&names[0], "late", before)).await.unwrap(), PutOutcome::Fenced);
     assert_eq!(backend.put(load(&names[0], "new", read.ticket)).await.unwrap(), PutOutcome::Stored);
     assert_eq!(backend.get(&keys[0]).await.unwrap().found, Ok(Bytes::from_static(b"new")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn locks_in_a_cluster_pass_theirs() {
+    lock::conformance::check_all(&Locks(Cluster::start())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,7 +27,7 @@ mod log;
 mod memcached;
 mod memory;
 #[cfg(all(feature = "postgres", not(larder_shuttle)))]
-mod postgres;
+pub(crate) mod postgres;
 #[cfg(all(
     test,
     feature = "conformance",
@@ -46,7 +46,7 @@ mod quarantine;
 #[cfg(any(feature = "sqlite", all(any(feature = "files", feature = "jsonl"), unix)))]
 mod queue;
 #[cfg(all(feature = "redis", not(larder_shuttle)))]
-mod redis;
+pub(crate) mod redis;
 #[cfg(feature = "registry")]
 mod registry;
 #[cfg(feature = "sqlite")]

@@ -3,7 +3,8 @@
 use super::flight::Flights;
 use super::health::Keeper;
 use super::reports::Streaks;
-use super::{Cache, Format, Key, OnDiscard, Shared, Value, Weigh};
+use super::turn::LoadLock;
+use super::{Cache, Format, Key, LoadLockOptions, OnDiscard, Shared, Value, Weigh};
 use crate::backend::Backend;
 use crate::clock::Clock;
 use crate::entry::check_tag;
@@ -11,9 +12,11 @@ use crate::envelope::{Envelope, EnvelopeOptions};
 #[cfg(feature = "encryption")]
 use crate::envelope::{Keyring, Protection};
 use crate::error::{Error, ErrorKind, Result};
+use crate::guard::{BreakerShare, Sharing};
 use crate::health::HealthOptions;
 use crate::key::{EntryKey, Namespace};
 use crate::l1::{EvictReason, L1, Limits, OnEvict, Space};
+use crate::lock::Locks;
 use crate::options::EntryOptions;
 use crate::pressure::{MemoryPressure, Watch};
 use crate::stamp::StampClock;
@@ -55,6 +58,8 @@ pub struct Builder<K, V> {
     pressure: Option<MemoryPressure>,
     evict_after_bad: Option<u32>,
     health: HealthOptions,
+    load_lock: Option<(Locks, LoadLockOptions)>,
+    breaker_share: Option<Arc<dyn BreakerShare>>,
 }
 
 impl<K: Key, V: Value> Builder<K, V> {
@@ -82,6 +87,8 @@ impl<K: Key, V: Value> Builder<K, V> {
             pressure: None,
             evict_after_bad: Some(3),
             health: HealthOptions::default(),
+            load_lock: None,
+            breaker_share: None,
         }
     }
 
@@ -215,6 +222,31 @@ impl<K: Key, V: Value> Builder<K, V> {
         self
     }
 
+    /// Lets one node load a key while the others wait for what it stores in the lowest tier, which they share.
+    /// Default: off; each node then loads for itself.
+    ///
+    /// It saves work and no more. While the lock's store fails or hangs, each node loads by itself; whoever holds
+    /// a lease and dies is waited for until the lease ends. Nodes that wait for a value that its loader declines
+    /// to store each load their own then. Reloads and loads of many keys at once take no lease. Give the locks
+    /// the cache's clock.
+    pub fn load_lock(self, locks: Locks) -> Self {
+        self.load_lock_with(locks, LoadLockOptions::default())
+    }
+
+    /// [`load_lock`](Self::load_lock) with options.
+    pub fn load_lock_with(mut self, locks: Locks, options: LoadLockOptions) -> Self {
+        self.load_lock = Some((locks, options));
+        self
+    }
+
+    /// Tells other nodes when a breaker of a tier with a [`breaker_name`](TierOptions::breaker_name) opens, and hears
+    /// of theirs: then this node's opens at the next call that fails instead of after a window of them. Once a
+    /// second, in the background. Default: off.
+    pub fn share_breakers(mut self, share: Arc<dyn BreakerShare>) -> Self {
+        self.breaker_share = Some(share);
+        self
+    }
+
     /// How values are encoded for the tiers.
     pub fn envelope(mut self, envelope: EnvelopeOptions) -> Self {
         self.envelope = envelope;
@@ -298,6 +330,12 @@ impl<K: Key, V: Value> Builder<K, V> {
         for (_, options) in &self.tiers {
             options.validate()?;
         }
+        let breaker_names: Vec<String> =
+            self.tiers.iter().filter_map(|(_, options)| options.breaker_name.clone()).collect();
+        check_breaker_names(&breaker_names, self.breaker_share.is_some())?;
+        let tiers_count = self.tiers.len();
+        let load_lock = self.load_lock.map(|(locks, options)| LoadLock::new(locks, &options, tiers_count));
+        let load_lock = load_lock.transpose()?;
         let clock = self.clock;
         let counters = Arc::new(Counters::new());
         let mut tiers = Vec::with_capacity(self.tiers.len());
@@ -316,6 +354,8 @@ impl<K: Key, V: Value> Builder<K, V> {
             }
             tiers.push(tier);
         }
+        let sharing = |share| Sharing::new(share, clock.clone(), &breaker_names);
+        let sharing = self.breaker_share.map(sharing);
         let shared = Arc::new(Shared {
             l1: L1::new(limits, fastrand::u64(..), self.on_evict, Arc::clone(&counters)),
             flights: Arc::new(Flights::new(self.flights_max, self.waiters_max)),
@@ -331,6 +371,8 @@ impl<K: Key, V: Value> Builder<K, V> {
             tenants: self.tenants,
             evict_after_bad: self.evict_after_bad,
             health: Keeper::new(self.health, self.pressure.as_ref().map(MemoryPressure::source)),
+            load_lock,
+            sharing,
             streaks: Streaks::default(),
             spaces: crate::sync::Mutex::new(HashMap::new()),
             next_space: AtomicU64::new(0),
@@ -348,6 +390,27 @@ impl<K: Key, V: Value> Builder<K, V> {
         };
         Ok(Cache { shared, space, defaults: Arc::new(self.defaults) })
     }
+}
+
+fn check_breaker_names(names: &[String], is_shared: bool) -> Result<()> {
+    let refuse = |message: String| Err(Error::new(ErrorKind::Config, "build").message(message));
+    for (place, name) in names.iter().enumerate() {
+        if !is_shared {
+            return refuse(format!("breaker_name is \"{name}\"; it needs share_breakers, or nobody is told"));
+        }
+        if name.is_empty() || name.len() > 64 {
+            return refuse(format!("breaker_name has {} bytes; 1 to 64 are allowed", name.len()));
+        }
+        if names[..place].contains(name) {
+            return refuse(format!(
+                "breaker_name \"{name}\" is that of two tiers; each endpoint has its own"
+            ));
+        }
+    }
+    if is_shared && names.is_empty() {
+        return refuse("share_breakers is set, but no tier has a breaker_name".to_owned());
+    }
+    Ok(())
 }
 
 impl<K, V> Builder<K, V>

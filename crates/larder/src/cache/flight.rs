@@ -201,6 +201,27 @@ impl<K: Hash + Eq, V: Clone> Landing<K, V> {
         self.finish(landed);
     }
 
+    /// Ends a flight that nobody has joined, with nothing.
+    ///
+    /// # Errors
+    /// The landing, if somebody has.
+    pub(crate) fn abandon(mut self) -> Result<(), Self> {
+        let mut shard = self.flights.shard(self.flight.hash).lock();
+        let is_it = |there: &Arc<Flight<K, V>>| Arc::ptr_eq(there, &self.flight);
+        let there = shard.find_entry(self.flight.hash, is_it).ok();
+        // Who joins gets a copy under this lock. The table's and this landing's are the others.
+        if Arc::strong_count(&self.flight) > 1 + usize::from(there.is_some()) {
+            drop(shard);
+            return Err(self);
+        }
+        if let Some(there) = there {
+            there.remove();
+        }
+        drop(shard);
+        self.finish(Err(abandoned("load")));
+        Ok(())
+    }
+
     fn finish(&mut self, landed: Landed<V>) {
         self.has_landed = true;
         {

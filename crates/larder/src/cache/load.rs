@@ -16,6 +16,7 @@ use crate::key::EntryKey;
 use crate::l1::{Now, Published, Seen, Slot, Space};
 use crate::options::EntryOptions;
 use crate::rules::{Rule, holds};
+use crate::stamp::Stamp;
 use crate::stats::Count;
 use crate::tier::{TierRead, before};
 use bytes::Bytes;
@@ -27,6 +28,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
+use std::time::Duration;
 
 /// Most loaded values on their way to the tiers at once. Past it they stay in L1 only: a tier that can't
 /// keep up must not fill the memory.
@@ -42,10 +44,12 @@ pub(crate) struct Item<K: Hash + Eq, V: Clone> {
 }
 
 /// A flight under way: what it has learned from the tiers.
-struct Pending<K: Hash + Eq, V: Clone> {
-    item: Item<K, V>,
-    entry_key: Option<EntryKey>,
-    tickets: Vec<Option<Ticket>>,
+pub(super) struct Pending<K: Hash + Eq, V: Clone> {
+    pub(super) item: Item<K, V>,
+    pub(super) entry_key: Option<EntryKey>,
+    pub(super) tickets: Vec<Option<Ticket>>,
+    /// While a refresh waits for another node's: what of a tier is its answer.
+    pub(super) newer_than: Option<Stamp>,
     /// The latest entry of a tier that is not the answer; of the same one in two tiers, the lower.
     stale: Option<Answer<V>>,
     previous: Option<Previous<V>>,
@@ -56,7 +60,17 @@ struct Pending<K: Hash + Eq, V: Clone> {
 impl<K: Hash + Eq, V: Clone> Pending<K, V> {
     fn new(item: Item<K, V>, entry_key: Option<EntryKey>, tiers: usize) -> Self {
         let tickets = vec![None; tiers];
-        Pending { item, entry_key, tickets, stale: None, previous: None, refreshes_tier: 0 }
+        Pending { item, entry_key, tickets, newer_than: None, stale: None, previous: None, refreshes_tier: 0 }
+    }
+
+    /// Whether the lowest tier answered when it was last asked.
+    pub(super) fn has_lowest_ticket(&self) -> bool {
+        self.tickets.last().is_some_and(Option::is_some)
+    }
+
+    /// Whether a fresh entry of a tier is the answer.
+    fn takes(&self, meta: &Meta) -> bool {
+        self.item.mode == Mode::Fill || self.newer_than.is_some_and(|known| known < meta.stamp)
     }
 
     fn context(&self) -> LoadContext<V> {
@@ -129,7 +143,8 @@ impl<K: Key, V: Value> Shared<K, V> {
             one.previous = self.previous(&space, &one);
             let start_ms = self.clock.mono_ms();
             let call = load(one.context());
-            let loaded = self.run_loader(&space, one.item.landing.flight(), &options, call).await;
+            let flight = one.item.landing.flight();
+            let loaded = self.run_loader(&space, flight, &options, Duration::ZERO, call).await;
             let load = Load { start_ms, now: self.now() };
             match loaded {
                 Ok(loaded) => drop(self.settle_one(&space, one, loaded, &options, &load)),
@@ -161,6 +176,16 @@ impl<K: Key, V: Value> Shared<K, V> {
         }
         let serve = |one| self.serve_while_revalidating(&space, one, &options);
         pending = pending.into_iter().filter_map(serve).collect();
+        // A batch takes no leases: two that wait for each other's keys would both wait in vain.
+        let mut turn = None;
+        if pending.len() == 1
+            && let Some(one) = pending.pop()
+        {
+            let Some((one, taken)) = self.take_turn(&space, one, &options).await else { return };
+            pending.push(one);
+            turn = Some(taken);
+        }
+        let waited = turn.as_ref().map_or(Duration::ZERO, |turn| turn.waited);
         for one in &mut pending {
             one.previous = self.previous(&space, one);
         }
@@ -175,16 +200,21 @@ impl<K: Key, V: Value> Shared<K, V> {
             Source::Tiers => unreachable!("a lookup has no loader"),
             Source::One(load) => {
                 let call = load(first.context());
-                self.run_loader(&space, &flight, &options, call).await.map(Values::One)
+                self.run_loader(&space, &flight, &options, waited, call).await.map(Values::One)
             }
             Source::Many(load) => {
                 let keys = pending.iter().map(|one| one.item.key.clone()).collect();
-                self.run_loader(&space, &flight, &options, load(keys)).await.map(Values::Many)
+                self.run_loader(&space, &flight, &options, waited, load(keys)).await.map(Values::Many)
             }
         };
         let load = Load { start_ms, now: self.now() };
         match loaded {
-            Ok(values) => self.settle(&space, pending, values, &options, &load).await,
+            Ok(values) => {
+                let is_stored = self.settle(&space, pending, values, &options, &load).await;
+                if let Some(turn) = turn {
+                    self.end_turn(turn, is_stored).await;
+                }
+            }
             Err(error) => {
                 for one in pending {
                     self.settle_error(&space, one, &error, &options);
@@ -194,7 +224,7 @@ impl<K: Key, V: Value> Shared<K, V> {
     }
 
     /// Asks the tiers for every key and lands those that are fresh somewhere; returns the others.
-    async fn read_tiers(
+    pub(super) async fn read_tiers(
         &self,
         space: &Arc<Space>,
         mut pending: Vec<Pending<K, V>>,
@@ -240,7 +270,7 @@ impl<K: Key, V: Value> Shared<K, V> {
                 counters.hits.fetch_add(1, Relaxed);
                 let is_stale = self.is_stale(&meta);
                 let answer = Answer { value, meta, is_stale, from_tier: position as u8 + 1 };
-                if is_stale || one.item.mode != Mode::Fill {
+                if is_stale || !one.takes(&answer.meta) {
                     if one.stale.as_ref().is_none_or(|other| other.meta.stamp <= answer.meta.stamp) {
                         one.stale = Some(answer);
                     }
@@ -358,6 +388,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         space: &Space,
         flight: &Flight<K, V>,
         options: &EntryOptions,
+        waited: Duration,
         call: impl Future<Output = Result<T, BoxError>>,
     ) -> Result<T> {
         self.counters.add(Count::Load);
@@ -366,7 +397,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         let call = pin!(catch_panic(call));
         let call = flight.run(call);
         let error = |kind| Error::new(kind, "load");
-        match before(&self.clock, options.load_timeout_hard, call).await {
+        match before(&self.clock, options.load_timeout_hard.saturating_sub(waited), call).await {
             Some(Ok(Ok(loaded))) => Ok(loaded),
             Some(Ok(Err(source))) => {
                 self.counters.add(Count::LoadFailed);
@@ -402,7 +433,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         Some(Previous { value: value.clone()?, tags: tags.clone(), from_tier })
     }
 
-    /// Publishes what the loader found, lands, then writes to the tiers.
+    /// Publishes what the loader found, lands, then writes to the tiers; whether all of it is for the lowest.
     async fn settle(
         &self,
         space: &Arc<Space>,
@@ -410,7 +441,8 @@ impl<K: Key, V: Value> Shared<K, V> {
         mut values: Values<K, V>,
         options: &EntryOptions,
         load: &Load,
-    ) {
+    ) -> bool {
+        let count = pending.len();
         let mut downwards: Vec<Vec<Put>> = self.tiers.iter().map(|_| Vec::new()).collect();
         for mut one in pending {
             let loaded = values.take(&one.item.key).unwrap_or_else(Loaded::absent);
@@ -428,7 +460,9 @@ impl<K: Key, V: Value> Shared<K, V> {
                 }
             }
         }
+        let is_stored = downwards.last().is_some_and(|puts| puts.len() == count);
         self.write_back(downwards).await;
+        is_stored
     }
 
     /// Publishes in L1 and lands; returns what is for the tiers.

@@ -3,6 +3,7 @@
 use super::{Cache, Key, Shared, Value};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pressure::Watch;
+use crate::tier::Tier;
 #[cfg(not(larder_shuttle))]
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -41,7 +42,7 @@ async fn maintain<K: Key, V: Value>(
     mut watch: Option<Watch>,
 ) {
     let mut ticks = 0;
-    let (mut recoveries, mut sweep) = (Vec::new(), Errand::default());
+    let (mut recoveries, mut sweep, mut sharing) = (Vec::new(), Errand::default(), Errand::default());
     loop {
         clock.sleep(RECOVER_EVERY).await;
         let Some(shared) = shared.upgrade() else { return };
@@ -59,6 +60,10 @@ async fn maintain<K: Key, V: Value>(
         for (at, errand) in recoveries.iter_mut().enumerate().filter(|(at, _)| shared.tiers[*at].is_aside()) {
             let shared = Arc::clone(&shared);
             errand.begin(async move { shared.tiers[at].recover().await });
+        }
+        if shared.sharing.is_some() {
+            let shared = Arc::clone(&shared);
+            sharing.begin(async move { shared.share_breakers().await });
         }
         shared.l1.expire(clock.mono_ms(), EXPIRE_STEPS);
         ticks += 1;
@@ -106,6 +111,14 @@ impl<K: Key, V: Value> Shared<K, V> {
         }
         if have_all_answered {
             self.has_adopted_stamps.store(true, SeqCst);
+        }
+    }
+
+    async fn share_breakers(&self) {
+        if let Some(sharing) = &self.sharing {
+            let takes_part = |tier: &&Tier| tier.options.breaker_name.is_some();
+            let guards: Vec<_> = self.tiers.iter().filter(takes_part).map(Tier::guard).collect();
+            sharing.exchange(&guards).await;
         }
     }
 

@@ -1,7 +1,7 @@
 //! The typed front: what a service holds.
 //!
 //! `read.rs` is the read path from top to bottom, `wait.rs` who waits for a flight, `load.rs` what a flight
-//! does, `write.rs` sets and removals. Everything here is shared by all clones and namespaces of one cache.
+//! does, `turn.rs` whose turn it is among nodes, `write.rs` sets and removals. Everything here is shared by all clones and namespaces of one cache.
 
 mod blocking;
 mod builder;
@@ -21,6 +21,7 @@ mod rotate;
 #[cfg(all(test, larder_shuttle))]
 mod schedules;
 mod tenants;
+mod turn;
 mod wait;
 mod write;
 
@@ -32,6 +33,7 @@ pub use loader::{LoadContext, Loaded};
 pub use read::{Hit, Stale};
 #[cfg(feature = "encryption")]
 pub use rotate::{KeyUsage, Rotation, RotationProgress};
+pub use turn::LoadLockOptions;
 pub use write::{Removal, Written};
 
 pub(crate) use flight::{Edge, in_flight, next_number as next_flight};
@@ -42,6 +44,7 @@ use crate::backend::Ticket;
 use crate::clock::{Clock, NEVER_MS, millis};
 use crate::entry::{EntryKind, Meta, Tags};
 use crate::error::Result;
+use crate::guard::Sharing;
 use crate::key::{EntryKey, Namespace};
 use crate::l1::{Entry, L1, Now, Published, Space};
 use crate::options::EntryOptions;
@@ -58,6 +61,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
+use turn::LoadLock;
 
 /// A cache of typed values: in memory, and in any tiers below it.
 ///
@@ -137,6 +141,8 @@ pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
     tenants: Option<TenantFrom>,
     evict_after_bad: Option<u32>,
     health: health::Keeper,
+    load_lock: Option<LoadLock>,
+    sharing: Option<Sharing>,
     streaks: Streaks<K>,
     spaces: Mutex<HashMap<Namespace, Arc<Space>>>,
     next_space: AtomicU64,

@@ -125,6 +125,9 @@ struct Inner {
     /// Counts changes of the phase: how a call went that began in another one no longer matters.
     epoch: u64,
     opened: u64,
+    /// Until when another node's word stands, unless a call refutes it.
+    suspected_until_ms: u64,
+    hints: u64,
     window: Window,
 }
 
@@ -151,6 +154,8 @@ impl Breaker {
             phase: Phase::Closed,
             epoch: 0,
             opened: 0,
+            suspected_until_ms: 0,
+            hints: 0,
             window: Window::default(),
         };
         Arc::new(Breaker { options, inner: Unscheduled::new(inner) })
@@ -237,6 +242,22 @@ impl Breaker {
         }
     }
 
+    /// Another node's opened: the next call that fails is proof enough, one that succeeds refutes it.
+    pub(crate) fn suspect(&self, now_ms: u64, lasting: Duration) {
+        let mut inner = self.inner.lock();
+        inner.hints += 1;
+        inner.suspected_until_ms = now_ms.saturating_add(crate::clock::millis(lasting));
+    }
+
+    /// How often another node's word came.
+    pub(crate) fn hints(&self) -> u64 {
+        self.inner.lock().hints
+    }
+
+    pub(crate) fn open_for(&self) -> Duration {
+        self.options.open_for
+    }
+
     fn open_until_ms(&self, now_ms: u64) -> u64 {
         now_ms.saturating_add(crate::clock::millis(self.options.open_for))
     }
@@ -256,9 +277,13 @@ impl Breaker {
                 inner.window.add(now_ms / slice_ms.max(1), verdict == Verdict::Failed, is_slow);
                 let Slice { calls, failed, slow } = inner.window.total();
                 let reaches = |part: u32, rate: f64| f64::from(part) >= rate * f64::from(calls);
-                let is_sick =
-                    reaches(failed, self.options.failure_rate) || reaches(slow, self.options.slow_rate);
-                if calls >= self.options.calls_min && is_sick && inner.mode == BreakerMode::Automatic {
+                let is_sick = calls >= self.options.calls_min
+                    && (reaches(failed, self.options.failure_rate) || reaches(slow, self.options.slow_rate));
+                let is_proven = now_ms < inner.suspected_until_ms && verdict == Verdict::Failed;
+                if verdict == Verdict::Succeeded {
+                    inner.suspected_until_ms = 0;
+                }
+                if (is_sick || is_proven) && inner.mode == BreakerMode::Automatic {
                     inner.opened += 1;
                     let until_ms = self.open_until_ms(now_ms);
                     inner.enter(Phase::Open { until_ms });
@@ -295,6 +320,7 @@ impl Inner {
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.epoch += 1;
+        self.suspected_until_ms = 0;
     }
 }
 

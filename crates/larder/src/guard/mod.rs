@@ -18,6 +18,9 @@ mod latency;
 #[cfg(all(test, not(larder_shuttle)))]
 mod overload_tests;
 mod retry;
+mod share;
+#[cfg(all(feature = "redis", not(larder_shuttle)))]
+mod share_redis;
 #[cfg(all(test, not(larder_shuttle)))]
 mod tests;
 
@@ -26,6 +29,10 @@ pub(crate) use admission::Priority;
 pub use breaker::{BreakerMode, BreakerOptions, BreakerState};
 pub use latency::AttemptTimeoutOptions;
 pub use retry::RetryOptions;
+pub(crate) use share::Sharing;
+pub use share::{BreakerShare, MemoryBreakers};
+#[cfg(all(feature = "redis", not(larder_shuttle)))]
+pub use share_redis::RedisBreakers;
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -101,6 +108,8 @@ pub struct GuardStats {
     pub write_breaker: Option<BreakerState>,
     /// How often one of them opened.
     pub breakers_opened: u64,
+    /// How often another node told that one of its own opened.
+    pub breaker_hints: u64,
     /// Calls refused by an open breaker.
     pub refused_open: u64,
     /// Calls refused because the queue was full, or that waited in it for half of the time they had.
@@ -318,6 +327,7 @@ impl Guard {
             read_breaker: Some(read.state(now_ms)),
             write_breaker: Some(write.state(now_ms)),
             breakers_opened: read.opened() + write.opened(),
+            breaker_hints: read.hints() + write.hints(),
             refused_open: self.refused_open.load(Relaxed),
             refused_queue: self.refused_queue.load(Relaxed),
             retries: self.retries.load(Relaxed),

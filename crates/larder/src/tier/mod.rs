@@ -396,6 +396,11 @@ impl Tier {
         answer.map_err(|stopped| self.unwrap(stopped))
     }
 
+    /// The guard, for what nodes tell each other of its breakers.
+    pub(crate) fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
     fn check_not_aside(&self, operation: &'static str) -> Result<()> {
         if self.is_aside() {
             return Err(Error::new(ErrorKind::Unavailable, operation)

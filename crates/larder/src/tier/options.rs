@@ -33,6 +33,10 @@ pub struct TierOptions {
     /// What every call passes: admission, breaker, attempts. Default: `None`, what the
     /// [backend recommends](crate::backend::Backend::guard).
     pub guard: Option<GuardOptions>,
+    /// The name under which nodes tell each other that a breaker of this tier opened, the same on all that call the
+    /// same endpoint; 1 to 64 bytes. For tiers that nodes share, with
+    /// [`share_breakers`](crate::Builder::share_breakers). Default: `None`, each node's breakers are its own.
+    pub breaker_name: Option<String>,
 }
 
 impl Default for TierOptions {
@@ -44,6 +48,7 @@ impl Default for TierOptions {
             write_timeout: Duration::from_secs(5),
             hide_keys: false,
             guard: None,
+            breaker_name: None,
         }
     }
 }

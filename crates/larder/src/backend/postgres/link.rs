@@ -7,7 +7,7 @@
 
 use super::batch;
 use super::fault::Failure;
-use super::options::Target;
+use super::options::{PostgresOptions, Target};
 use super::schema;
 use super::sql::Sql;
 use crate::backend::{Exchange, Put, PutOutcome, Read};
@@ -43,6 +43,23 @@ pub(super) struct Settings {
     pub(super) origin: u64,
 }
 
+impl Settings {
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config), naming the setting and what is allowed.
+    pub(super) fn of(options: &PostgresOptions) -> crate::Result<Arc<Self>> {
+        Ok(Arc::new(Settings {
+            target: options.parse()?,
+            schema: options.schema.clone(),
+            logged: options.logged,
+            batch_max: options.batch_max,
+            connect_timeout: options.connect_timeout,
+            response_timeout: options.response_timeout,
+            clock: options.clock.clone(),
+            origin: fastrand::u64(..),
+        }))
+    }
+}
+
 /// One operation on an entry.
 #[derive(Debug)]
 pub(super) enum Op {
@@ -62,7 +79,7 @@ pub(super) enum Done {
 }
 
 pub(super) type Answer<T> = oneshot::Sender<Result<T, Failure>>;
-pub(super) type Param = Box<dyn ToSql + Send + Sync>;
+pub(crate) type Param = Box<dyn ToSql + Send + Sync>;
 
 /// What a caller asks for.
 pub(super) enum Request {

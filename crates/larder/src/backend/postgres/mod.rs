@@ -6,6 +6,7 @@
 //! the tier's guard's business.
 
 mod batch;
+mod client;
 mod fault;
 mod link;
 mod log;
@@ -14,7 +15,10 @@ mod schema;
 mod sql;
 mod walk;
 
+pub(crate) use client::{PostgresClient, column, nonsense};
+pub(crate) use link::Param;
 pub use options::PostgresOptions;
+pub(crate) use sql::Sql;
 
 use super::quarantine::Quarantined;
 use super::{
@@ -28,8 +32,7 @@ use crate::stamp::Stamp;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fault::{Failure, NAME};
-use link::{Done, Lane, Op, Param, Settings};
-use sql::Sql;
+use link::{Done, Lane, Op, Settings};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use walk::SweepPlace;
@@ -67,28 +70,8 @@ impl PostgresBackend {
     /// # Errors
     /// [`ErrorKind::Config`], naming the setting and what is allowed.
     pub fn new(options: PostgresOptions) -> Result<Self> {
-        let target = options.parse()?;
-        let PostgresOptions {
-            schema,
-            logged,
-            connections,
-            batch_max,
-            connect_timeout,
-            response_timeout,
-            markers_max,
-            clock,
-            ..
-        } = options;
-        let settings = Arc::new(Settings {
-            target,
-            schema,
-            logged,
-            batch_max,
-            connect_timeout,
-            response_timeout,
-            clock: clock.clone(),
-            origin: fastrand::u64(..),
-        });
+        let settings = Settings::of(&options)?;
+        let PostgresOptions { connections, markers_max, clock, .. } = options;
         Ok(PostgresBackend {
             reads: Lane::new(settings.clone(), connections),
             writes: Lane::new(settings.clone(), connections),

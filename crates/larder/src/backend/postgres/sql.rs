@@ -2,7 +2,7 @@
 
 /// A statement.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Sql {
+pub(crate) enum Sql {
     Read,
     Begin,
     Apply,
@@ -19,6 +19,11 @@ pub(super) enum Sql {
     Quarantined,
     ForgetQuarantined,
     Log,
+    Lease,
+    Extend,
+    Release,
+    ReleaseAll,
+    LeaseInfo,
 }
 
 /// Why an entry `e` of a namespace `n` is none: 0 for a valid one. `$now` and `$distrusted` are parameters.
@@ -39,7 +44,7 @@ macro_rules! why_invalid {
 }
 
 impl Sql {
-    pub(super) const COUNT: usize = Sql::Log as usize + 1;
+    pub(super) const COUNT: usize = Sql::LeaseInfo as usize + 1;
 
     pub(super) fn text(self, schema: &str) -> String {
         let text = match self {
@@ -120,6 +125,23 @@ impl Sql {
                  LEFT JOIN @.ns n ON n.name = w.name \
                  LEFT JOIN LATERAL (SELECT * FROM @.log r WHERE r.ns = n.id AND n.inc = w.inc AND r.pos > w.pos \
                                     ORDER BY r.pos LIMIT $4::int8) l ON true"
+            }
+            Sql::Lease => "SELECT o_token, o_left_ms FROM @.lease_1($1::bytea, $2::bytea, $3::int8, $4::int8)",
+            Sql::Extend => {
+                "UPDATE @.lease SET until = clock_timestamp() + $4::int8 * interval '1 ms' WHERE name = $1::bytea \
+                 AND owner = $2::bytea AND claim = $3::int8 AND until > clock_timestamp() RETURNING token"
+            }
+            Sql::Release => {
+                "DELETE FROM @.lease WHERE name = $1::bytea AND owner = $2::bytea AND claim = $3::int8 \
+                 AND until > clock_timestamp() RETURNING token"
+            }
+            Sql::ReleaseAll => {
+                "WITH freed AS (DELETE FROM @.lease WHERE owner = $1::bytea RETURNING until) \
+                 SELECT count(*) FROM freed WHERE until > clock_timestamp()"
+            }
+            Sql::LeaseInfo => {
+                "SELECT owner, token, ceil(extract(epoch FROM until - clock_timestamp()) * 1000)::int8 \
+                 FROM @.lease WHERE name = $1::bytea AND until > clock_timestamp()"
             }
         };
         text.replace("@.", &format!("{schema}."))

@@ -1,12 +1,13 @@
 //! Redis, or Valkey, as a tier that nodes share: one server, a master behind sentinels, or a cluster.
 //!
-//! Callers meet a [`RedisBackend`]. A call goes to the server that has its store ([`route`]), into that
+//! Callers meet a [`RedisBackend`]; what is no tier, as locks, uses the same connections by a [`client`]. A call goes to the server that has its store ([`route`]), into that
 //! server's queue ([`link`]) and with what else has gathered there into one pipeline ([`batch`]); what changes
 //! the store is a [`script`], one atomic step of the protocol each. [`layout`] has the names and bytes,
 //! [`walk`] what needs a `SCAN`, [`fault`] what Redis' errors mean. Deadlines, retries and breakers are the
 //! tier's guard's business.
 
 mod batch;
+mod client;
 mod fault;
 mod joined;
 mod layout;
@@ -17,6 +18,7 @@ mod route;
 mod script;
 mod walk;
 
+pub(crate) use client::{RedisClient, RedisScript, nonsense};
 pub use options::RedisOptions;
 
 use super::{Backend, Capabilities, Mark, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage};
@@ -32,7 +34,7 @@ use batch::{array, number, parse_ticket};
 use bytes::Bytes;
 use fault::{Failure, NAME};
 use layout::{Store, encode_entry, stripe};
-use link::{LinkSettings, Step};
+use link::Step;
 use redis::Value;
 use route::{Router, at_once};
 use script::Script;
@@ -86,31 +88,10 @@ impl RedisBackend {
     /// # Errors
     /// [`ErrorKind::Config`], naming the setting and what is allowed.
     pub fn new(options: RedisOptions) -> Result<Self> {
-        let servers = options.parse()?;
-        let RedisOptions {
-            cluster,
-            sentinel_master,
-            prefix,
-            shards,
-            batch_max,
-            connect_timeout,
-            response_timeout,
-            expiry_slack,
-            markers_max,
-            clock,
-            ..
-        } = options;
-        let settings = LinkSettings {
-            prefix: prefix.clone(),
-            shards,
-            batch_max,
-            connect_timeout,
-            response_timeout,
-            clock: clock.clone(),
-            origin: format!("{:016x}", fastrand::u64(..)),
-        };
+        let router = Router::of(&options)?;
+        let RedisOptions { prefix, shards, expiry_slack, markers_max, clock, .. } = options;
         Ok(RedisBackend {
-            router: Router::new(servers, cluster, sentinel_master, settings),
+            router,
             prefix,
             shards,
             expiry_slack_ms: millis(expiry_slack),

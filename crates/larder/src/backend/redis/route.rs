@@ -2,6 +2,7 @@
 //! has the slot. Learns a cluster's slots anew when a node says that one has moved, or doesn't answer; while a
 //! slot is on its way, follows it key by key ([`moving`](super::moving)).
 
+use super::RedisOptions;
 use super::batch::{array, number};
 use super::fault::Failure;
 use super::layout::{SLOTS, Store};
@@ -61,17 +62,23 @@ struct SlotMap {
 }
 
 impl Router {
-    pub(super) fn new(
-        servers: Vec<ConnectionInfo>,
-        is_cluster: bool,
-        sentinel_master: Option<String>,
-        settings: LinkSettings,
-    ) -> Self {
-        let settings = Arc::new(settings);
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config), naming the setting and what is allowed.
+    pub(super) fn of(options: &RedisOptions) -> crate::Result<Self> {
+        let servers = options.parse()?;
+        let settings = Arc::new(LinkSettings {
+            prefix: options.prefix.clone(),
+            shards: options.shards,
+            batch_max: options.batch_max,
+            connect_timeout: options.connect_timeout,
+            response_timeout: options.response_timeout,
+            clock: options.clock.clone(),
+            origin: format!("{:016x}", fastrand::u64(..)),
+        });
         let link = |target| Arc::new(Link::new(target, settings.clone()));
         let first = servers[0].clone();
-        let servers = match sentinel_master {
-            _ if is_cluster => Servers::Cluster(Box::new(Cluster {
+        let servers = match options.sentinel_master.clone() {
+            _ if options.cluster => Servers::Cluster(Box::new(Cluster {
                 like: first,
                 seeds: servers.into_iter().map(|seed| link(Target::Server(seed))).collect(),
                 nodes: Mutex::default(),
@@ -85,7 +92,7 @@ impl Router {
                 Servers::One(link(Target::Sentinels { sentinels: servers, master, server }))
             }
         };
-        Router { settings, servers, is_closed: AtomicBool::new(false) }
+        Ok(Router { settings, servers, is_closed: AtomicBool::new(false) })
     }
 
     /// A ticket for a store, and an entry if there is a key.

@@ -343,3 +343,45 @@ BEGIN
     UPDATE @.meta SET identity = v_identity;
     RETURN v_known <> '';
 END $f$;
+
+-- Leases. A row stays behind when a holder dies; whoever comes next takes it over.
+CREATE $persistence TABLE @.lease (
+    name bytea PRIMARY KEY,
+    owner bytea NOT NULL,
+    claim int8 NOT NULL,         -- tells an owner's claims apart, a random u64
+    token int8 NOT NULL,
+    until timestamptz NOT NULL
+) WITH (fillfactor = 50);
+-- Logged, though leases may not be: tokens grow over crashes.
+CREATE SEQUENCE @.lease_token;
+
+-- Gives the lock to the claim, or says how long another one has it. A token is drawn after the row was read that it
+-- replaces, and again if that row has changed meanwhile: so the tokens of a name grow in the order of its holders.
+CREATE FUNCTION @.lease_1(p_name bytea, p_owner bytea, p_claim int8, p_ttl_ms int8, OUT o_token int8, OUT o_left_ms int8)
+LANGUAGE plpgsql AS $f$
+BEGIN
+    FOR attempt IN 1 .. 8 LOOP
+        UPDATE @.lease SET owner = p_owner, claim = p_claim, until = clock_timestamp() + p_ttl_ms * interval '1 ms',
+            token = CASE WHEN claim = p_claim AND owner = p_owner AND until > clock_timestamp() THEN token
+                         ELSE nextval('@.lease_token') END
+        WHERE name = p_name AND (until <= clock_timestamp() OR claim = p_claim AND owner = p_owner)
+        RETURNING token INTO o_token;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+        SELECT ceil(extract(epoch FROM until - clock_timestamp()) * 1000)::int8 INTO o_left_ms
+        FROM @.lease WHERE name = p_name AND until > clock_timestamp();
+        IF FOUND THEN
+            RETURN;
+        END IF;
+        -- Nobody's, for the next attempt to take. The dead of long ago make room now and then.
+        INSERT INTO @.lease VALUES (p_name, '', 0, 0, '-infinity') ON CONFLICT DO NOTHING;
+        IF random() < 0.01 THEN
+            DELETE FROM @.lease WHERE name IN (
+                SELECT name FROM @.lease WHERE until < clock_timestamp() - interval '1 hour' AND name <> p_name
+                LIMIT 1000 FOR UPDATE SKIP LOCKED);
+        END IF;
+    END LOOP;
+    -- Others were quicker, again and again.
+    o_left_ms := 1;
+END $f$;
