@@ -142,3 +142,72 @@ fn is_chinese(c: char) -> bool {
             | 0x2B920..=0x2CEAF | 0xF900..=0xFAFF | 0x2F800..=0x2FA1F
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BERT: Normalizer =
+        Normalizer { clean_text: true, handle_chinese_chars: true, strip_accents: true, lowercase: true };
+
+    fn words(normalizer: Normalizer, text: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        let _ = normalizer.words(text, 100, |word| {
+            words.push(word.unwrap_or("<too long>").to_owned());
+            ControlFlow::Continue(())
+        });
+        words
+    }
+
+    fn fnv(state: u64, bytes: &[u8]) -> u64 {
+        bytes.iter().fold(state, |state, &byte| (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
+    }
+
+    /// A hash per 1,024 characters, by the `tokenizers` package (`tools/golden.py`).
+    #[test]
+    fn texts_with_each_character_of_unicode_are_split_as_by_the_reference() {
+        let golden = include_str!("../../tests/golden/words.txt");
+        assert_eq!(golden.lines().count(), 0x11_0000 / 1024);
+        for (block, expected) in golden.lines().enumerate() {
+            let mut hash = 0xCBF2_9CE4_8422_2325;
+            for (index, c) in (block as u32 * 1024..(block as u32 + 1) * 1024).filter_map(char::from_u32).enumerate() {
+                let text = format!("{c} A{c}b É{c}{c} x\u{316}{c}\u{301}y");
+                if index > 0 {
+                    hash = fnv(hash, b"\x1e");
+                }
+                hash = fnv(hash, words(BERT, &text).join("\x1f").as_bytes());
+            }
+            assert_eq!(format!("{hash:016x}"), expected, "characters from U+{:X} on", block * 1024);
+        }
+    }
+
+    #[test]
+    fn each_step_can_be_off() {
+        let text = "Ä\u{7}中文 b\u{a0}c";
+        let with = |change: fn(&mut Normalizer)| {
+            let mut normalizer = BERT;
+            change(&mut normalizer);
+            words(normalizer, text)
+        };
+        assert_eq!(words(BERT, text), ["a", "中", "文", "b", "c"]);
+        assert_eq!(with(|n| n.clean_text = false), ["a\u{7}", "中", "文", "b", "c"]);
+        assert_eq!(with(|n| n.handle_chinese_chars = false), ["a中文", "b", "c"]);
+        assert_eq!(with(|n| n.strip_accents = false), ["ä", "中", "文", "b", "c"]);
+        assert_eq!(with(|n| n.lowercase = false), ["A", "中", "文", "b", "c"]);
+    }
+
+    #[test]
+    fn a_text_is_read_no_further_than_asked() {
+        let text = "word ".repeat(10_000_000);
+        let mut count = 0;
+        let begin = std::time::Instant::now();
+        let _ = BERT.words(&text, 100, |_| {
+            count += 1;
+            if count < 10 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        assert_eq!(count, 10);
+        assert!(begin.elapsed() < std::time::Duration::from_secs(1));
+        assert_eq!(words(BERT, &"x".repeat(101)), ["<too long>"]);
+        assert_eq!(words(BERT, &"x".repeat(100)).len(), 1);
+    }
+}
