@@ -1,5 +1,7 @@
 //! How long a text takes: `cargo run --release -p larder-encoder --example encoder_figures FOLDER`.
 
+#![allow(clippy::print_stdout, reason = "it prints figures")]
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -28,7 +30,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 times.sort();
                 let tokens = encoder.tokens(text).len();
                 let (least, median) = (times[0], times[times.len() / 2]);
-                println!("{weights:?} {kernels:?}: {tokens} tokens, least {least:.2?}, median {median:.2?}; loaded in {loaded:.0?}");
+                println!(
+                    "{weights:?} {kernels:?}: {tokens} tokens, least {least:.2?}, median {median:.2?}; loaded in {loaded:.0?}"
+                );
             }
         }
     }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::config::Shape;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::Isa;
-use crate::kernels::elementwise::{add_and_normalise, add_bias, add_bias_gelu, attend};
+use crate::kernels::elementwise::{Head, add_and_normalise, add_bias, add_bias_gelu, attend};
 use crate::linear::{Bytes, Linear, Weights};
 use crate::safetensors::Tensors;
 
@@ -57,7 +57,11 @@ struct Memory {
 }
 
 impl Bert {
-    pub(crate) fn load<R: Read + Seek>(file: &mut Tensors<R>, shape: &Shape, weights: Weights) -> Result<Self> {
+    pub(crate) fn load<R: Read + Seek>(
+        file: &mut Tensors<R>,
+        shape: &Shape,
+        weights: Weights,
+    ) -> Result<Self> {
         let width = shape.hidden_size;
         let prefix = if file.has("bert.embeddings.word_embeddings.weight") { "bert." } else { "" };
         let at = |name: &str| format!("{prefix}{name}");
@@ -71,7 +75,8 @@ impl Bert {
         let words = file.read(&name, &[vocabulary, width])?;
         let mut positions =
             file.read(&at("embeddings.position_embeddings.weight"), &[shape.max_position_embeddings, width])?;
-        let types = file.read(&at("embeddings.token_type_embeddings.weight"), &[shape.type_vocab_size, width])?;
+        let types =
+            file.read(&at("embeddings.token_type_embeddings.weight"), &[shape.type_vocab_size, width])?;
         for position in positions.chunks_exact_mut(width) {
             position.iter_mut().zip(&types[..width]).for_each(|(x, more)| *x += more);
         }
@@ -178,6 +183,7 @@ impl Bert {
         let (head, stride) = (width / self.heads, 3 * width);
         let attention = &attention[text.start * stride..text.end * stride];
         let attended = &mut attended[text.start * width..text.end * width];
+        let shape = Head { tokens, head, stride, out_stride: width };
         keys.resize(head * tokens, 0.0);
         scores.resize(tokens, 0.0);
         for begin in (0..width).step_by(head) {
@@ -188,7 +194,7 @@ impl Bert {
             }
             let values = &attention[2 * width + begin..];
             let queries = &attention[begin..];
-            attend(isa, queries, keys, values, tokens, head, stride, stride, scores, &mut attended[begin..], width);
+            attend(isa, shape, queries, keys, values, scores, &mut attended[begin..]);
         }
     }
 }

@@ -61,7 +61,9 @@ impl Shape {
             }
         }
         if self.max_position_embeddings < 3 {
-            return Err(unsupported("max_position_embeddings leaves no room for a token between [CLS] and [SEP]"));
+            return Err(unsupported(
+                "max_position_embeddings leaves no room for a token between [CLS] and [SEP]",
+            ));
         }
         let head = self.hidden_size / self.num_attention_heads;
         if head * self.num_attention_heads != self.hidden_size || !head.is_multiple_of(16) {
@@ -72,7 +74,10 @@ impl Shape {
             return Err(unsupported(message));
         }
         if !self.intermediate_size.is_multiple_of(16) {
-            return Err(unsupported(format!("intermediate_size {} is not a multiple of 16", self.intermediate_size)));
+            return Err(unsupported(format!(
+                "intermediate_size {} is not a multiple of 16",
+                self.intermediate_size
+            )));
         }
         if !(0.0..1.0).contains(&self.layer_norm_eps) {
             return Err(unsupported(format!("layer_norm_eps is {}; it lies in [0, 1)", self.layer_norm_eps)));
@@ -120,7 +125,8 @@ pub(crate) fn pooling(dir: &Path) -> Result<Pooling> {
     for module in optional::<Vec<Module>>(&path)?.unwrap_or_default() {
         let kind = module.kind.rsplit('.').next().unwrap_or_default();
         if !matches!(kind, "Transformer" | "Pooling" | "Normalize") {
-            let message = format!("module {:?}; Transformer, Pooling and Normalize are understood", module.kind);
+            let message =
+                format!("module {:?}; Transformer, Pooling and Normalize are understood", module.kind);
             return Err(unsupported(message).at(&path));
         }
     }

@@ -2,6 +2,7 @@
 //! not at all. Only the files that an [`Encoder`] reads are taken, under names of our own: what else an archive has,
 //! and where it wants it, does not matter.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -71,7 +72,8 @@ pub fn install(source: &Path, models: &Path, options: &InstallOptions) -> Result
     };
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > 100 || name.starts_with('.') || !name.chars().all(plain) {
-        let message = format!("{name:?} can't be a model's name: letters, digits, '-', '_' and '.', not first");
+        let message =
+            format!("{name:?} can't be a model's name: letters, digits, '-', '_' and '.', not first");
         return Err(Error::new(ErrorKind::Config, message));
     }
     if let Some(expected) = &options.sha256 {
@@ -86,7 +88,11 @@ pub fn install(source: &Path, models: &Path, options: &InstallOptions) -> Result
     fs::create_dir_all(models).map_err(|problem| Error::io(models, "create it", problem))?;
     remove_leftovers(models);
     let staging = Staging::new(models)?;
-    if is_dir { copy_folder(source, &staging.0)? } else { unpack(source, &staging.0)? }
+    if is_dir {
+        copy_folder(source, &staging.0)?;
+    } else {
+        unpack(source, &staging.0)?;
+    }
     let encoder = Encoder::open_with(&staging.0, &EncoderOptions::default())?;
     let path = models.join(&name);
     let installed =
@@ -97,7 +103,8 @@ pub fn install(source: &Path, models: &Path, options: &InstallOptions) -> Result
             Ok(installed)
         }
         Err(_) if installed.path.exists() => {
-            let there = Encoder::open(&installed.path).is_ok_and(|encoder| encoder.version() == installed.version);
+            let there =
+                Encoder::open(&installed.path).is_ok_and(|encoder| encoder.version() == installed.version);
             if there {
                 return Ok(installed);
             }
@@ -130,7 +137,8 @@ impl Drop for Staging {
 fn remove_leftovers(models: &Path) {
     let Ok(entries) = fs::read_dir(models) else { return };
     for entry in entries.flatten() {
-        let age = entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|at| at.elapsed().ok());
+        let age =
+            entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|at| at.elapsed().ok());
         let ours = entry.file_name().to_string_lossy().starts_with(STAGING);
         if ours && age.is_some_and(|age| age > STAGING_AGE_MAX) {
             let _ = fs::remove_dir_all(entry.path());
@@ -195,7 +203,7 @@ fn unpack(source: &Path, target: &Path) -> Result<()> {
 /// The list of files and sums that a wheel has.
 fn record(archive: &mut ZipArchive<impl Read + Seek>, source: &Path) -> Result<Option<String>> {
     let name = archive.file_names().flatten().find(|name| name.ends_with(".dist-info/RECORD"));
-    let Some(name) = name.map(|name| name.into_owned()) else { return Ok(None) };
+    let Some(name) = name.map(Cow::into_owned) else { return Ok(None) };
     let file = archive.by_name(&name).map_err(|problem| invalid(source, &problem))?;
     let mut text = String::new();
     let read = file.take(RECORD_BYTES_MAX).read_to_string(&mut text);
@@ -217,9 +225,11 @@ fn store(from: impl Read, source: &Path, target: &Path) -> Result<[u8; 32]> {
     }
     let file = File::create(target).map_err(|problem| Error::io(target, "create it", problem))?;
     let mut copy = Hashing { file, hash: Sha256::new() };
-    let bytes = io::copy(&mut from.take(max + 1), &mut copy).map_err(|problem| Error::io(source, "copy it", problem))?;
+    let bytes = io::copy(&mut from.take(max + 1), &mut copy)
+        .map_err(|problem| Error::io(source, "copy it", problem))?;
     if bytes > max {
-        let message = format!("{} has more than {max} bytes", target.file_name().unwrap_or_default().display());
+        let message =
+            format!("{} has more than {max} bytes", target.file_name().unwrap_or_default().display());
         return Err(Error::new(ErrorKind::TooLarge, message).at(source));
     }
     copy.file.sync_all().map_err(|problem| Error::io(target, "write it", problem))?;

@@ -93,12 +93,14 @@ impl Encoder {
         let shape: Shape = config::required(&config_path)?;
         shape.check().map_err(|problem| problem.at(&config_path))?;
         let pooling = config::pooling(dir)?;
-        let tokenizer_file: TokenizerFile = config::optional(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+        let tokenizer_file: TokenizerFile =
+            config::optional(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
         let tokens_max = config::tokens_max(dir, &tokenizer_file, shape.max_position_embeddings)?;
         let (tokenizer, tokenizer_path) = load_tokenizer(dir, &tokenizer_file)?;
 
         let weights_path = dir.join("model.safetensors");
-        let file = File::open(&weights_path).map_err(|problem| Error::io(&weights_path, "open it", problem))?;
+        let file =
+            File::open(&weights_path).map_err(|problem| Error::io(&weights_path, "open it", problem))?;
         let bert = Tensors::open(BufReader::new(file))
             .and_then(|mut tensors| Bert::load(&mut tensors, &shape, options.weights))
             .map_err(|problem| problem.at(&weights_path))?;

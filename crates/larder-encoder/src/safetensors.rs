@@ -107,7 +107,10 @@ impl<R: Read + Seek> Tensors<R> {
         let values: Vec<f32> = match info.dtype.as_str() {
             "F32" => raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             "F16" => raw.chunks_exact(2).map(|b| from_f16(u16::from_le_bytes([b[0], b[1]]))).collect(),
-            _ => raw.chunks_exact(2).map(|b| f32::from_bits(u32::from(b[0]) << 16 | u32::from(b[1]) << 24)).collect(),
+            _ => raw
+                .chunks_exact(2)
+                .map(|b| f32::from_bits(u32::from(b[0]) << 16 | u32::from(b[1]) << 24))
+                .collect(),
         };
         // One such weight would turn every vector into NaN, and every comparison with it into a miss.
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
@@ -138,6 +141,7 @@ fn missing(name: &str) -> Error {
     corrupt("is not in the file".into()).in_tensor(name)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` gives")]
 fn unreadable(problem: std::io::Error) -> Error {
     Error::new(ErrorKind::Io, format!("can't be read: {problem}"))
 }
@@ -199,14 +203,18 @@ mod tests {
         ] {
             let shape = [usize::MAX, 2];
             let outcome = Tensors::open(Cursor::new(file(header, &[0; 4])));
-            assert!(outcome.and_then(|mut t| t.read("a", &shape).or_else(|_| t.read("a", &[1]))).is_err(), "{header}");
+            assert!(
+                outcome.and_then(|mut t| t.read("a", &shape).or_else(|_| t.read("a", &[1]))).is_err(),
+                "{header}"
+            );
         }
         assert!(Tensors::open(Cursor::new(u64::MAX.to_le_bytes().to_vec())).is_err());
     }
 
     #[test]
     fn a_weight_that_is_not_finite_is_refused() {
-        let bytes = file(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, &f32::NAN.to_le_bytes());
+        let bytes =
+            file(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, &f32::NAN.to_le_bytes());
         let error = Tensors::open(Cursor::new(bytes)).unwrap().read("a", &[1]).unwrap_err();
         assert_eq!(error.tensor(), Some("a"));
     }

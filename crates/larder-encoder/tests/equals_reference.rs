@@ -4,6 +4,8 @@
 //! The golden files are `tools/golden.py`'s, by sentence-transformers on PyTorch. The full model is a package's and is
 //! not kept here: `LARDER_MINILM` names its folder.
 
+#![allow(clippy::unwrap_used, reason = "a test ends there")]
+
 use std::path::{Path, PathBuf};
 
 use larder_encoder::{Encoder, EncoderOptions, Kernels, Weights};
@@ -26,7 +28,8 @@ fn available() -> impl Iterator<Item = Kernels> {
 
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
-    let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let product =
+        |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     product(a, b) / (product(a, a) * product(b, b)).sqrt()
 }
 
@@ -47,8 +50,13 @@ fn tiny_with(changes: &[(&str, &str)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("1_Pooling")).unwrap();
     for name in [
-        "config.json", "vocab.txt", "model.safetensors", "modules.json", "1_Pooling/config.json",
-        "sentence_bert_config.json", "tokenizer_config.json",
+        "config.json",
+        "vocab.txt",
+        "model.safetensors",
+        "modules.json",
+        "1_Pooling/config.json",
+        "sentence_bert_config.json",
+        "tokenizer_config.json",
     ] {
         std::fs::copy(golden("tiny").join(name), dir.path().join(name)).unwrap();
     }
@@ -122,7 +130,9 @@ fn splitmix(n: u64) -> u64 {
 }
 
 fn fnv(bytes: impl IntoIterator<Item = u8>) -> u64 {
-    bytes.into_iter().fold(0xCBF2_9CE4_8422_2325, |state, byte| (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
+    bytes
+        .into_iter()
+        .fold(0xCBF2_9CE4_8422_2325, |state, byte| (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
 }
 
 /// The golden file has a projection of each vector. It keeps distances (in the mean, with 25 % of spread for 32 random

@@ -1,6 +1,8 @@
 //! What this prevents: a model of another kind, or a damaged one, that is run all the same and gives vectors that mean
 //! nothing; and a file from elsewhere that ends the process.
 
+#![allow(clippy::unwrap_used, reason = "a test ends there")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +13,13 @@ fn tiny() -> PathBuf {
 }
 
 const FILES: [&str; 7] = [
-    "config.json", "vocab.txt", "model.safetensors", "modules.json", "1_Pooling/config.json",
-    "sentence_bert_config.json", "tokenizer_config.json",
+    "config.json",
+    "vocab.txt",
+    "model.safetensors",
+    "modules.json",
+    "1_Pooling/config.json",
+    "sentence_bert_config.json",
+    "tokenizer_config.json",
 ];
 
 fn copy() -> tempfile::TempDir {
@@ -37,8 +44,18 @@ fn what_would_give_other_vectors_is_refused_by_name() {
         ("config.json", with("\"gelu\"", "\"relu\""), Unsupported, "hidden_act"),
         ("config.json", with("\"hidden_size\": 48", "\"hidden_size\": 64"), Unsupported, "hidden_size"),
         ("config.json", with("\"hidden_size\": 48", "\"hidden_size\": 96"), Corrupt, "word_embeddings"),
-        ("config.json", with("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"), Corrupt, "encoder.layer.2"),
-        ("config.json", with("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 99999999"), Unsupported, "num_hidden"),
+        (
+            "config.json",
+            with("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"),
+            Corrupt,
+            "encoder.layer.2",
+        ),
+        (
+            "config.json",
+            with("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 99999999"),
+            Unsupported,
+            "num_hidden",
+        ),
         ("config.json", "{".into(), Corrupt, "config.json"),
         ("vocab.txt", "[PAD]\n[UNK]\n[CLS]\n".into(), Corrupt, "[SEP]"),
         ("vocab.txt", "[UNK]\n[CLS]\n[SEP]\n".to_owned() + &"x\n".repeat(5000) + "y\n", Corrupt, "vocab.txt"),
@@ -89,7 +106,8 @@ fn wheel(dir: &Path, change: impl Fn(&str, Vec<u8>) -> Option<Vec<u8>>) -> PathB
     use std::io::Write;
     let path = dir.join("tiny_model-1.0-py3-none-any.whl");
     let mut archive = zip::ZipWriter::new(fs::File::create(&path).unwrap());
-    let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
+    let options =
+        zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
     let mut record = String::new();
     for name in FILES {
         let bytes = fs::read(tiny().join(name)).unwrap();
@@ -110,7 +128,10 @@ fn wheel(dir: &Path, change: impl Fn(&str, Vec<u8>) -> Option<Vec<u8>>) -> PathB
 }
 
 fn entries(dir: &Path) -> Vec<String> {
-    fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect()
 }
 
 #[test]
@@ -156,7 +177,11 @@ fn what_fails_leaves_nothing_behind() {
         Some(bytes)
     });
     refuse(&changed, &none, ErrorKind::Checksum);
-    refuse(&wheel(dir.path(), |name, bytes| (name != "model.safetensors").then_some(bytes)), &none, ErrorKind::Corrupt);
+    refuse(
+        &wheel(dir.path(), |name, bytes| (name != "model.safetensors").then_some(bytes)),
+        &none,
+        ErrorKind::Corrupt,
+    );
     refuse(&wheel(dir.path(), |name, bytes| (name != "vocab.txt").then_some(bytes)), &none, ErrorKind::Io);
     let mut options = InstallOptions::default();
     options.sha256 = Some("00".repeat(32));

@@ -2,6 +2,8 @@
 //! `cargo run --release -p larder --features semantic-local --example semantic_figures -- MODEL TEXTS`, with a line
 //! `label TAB text` per text in TEXTS; texts of one label mean the same.
 
+#![allow(clippy::print_stdout, reason = "it prints figures")]
+
 use std::hint::black_box;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,8 +15,15 @@ const P: Partition = Partition([0; 16]);
 
 type Vectors = Vec<Vec<f32>>;
 
+/// In 16 sums, so that the compiler may vectorise it.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
+    let mut sums = [0f32; 16];
+    for (a, b) in a.chunks_exact(16).zip(b.chunks_exact(16)) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    sums.iter().sum()
 }
 
 /// The share of pairs of one (two texts of a label, two of different ones) in which the former are nearer.
@@ -53,7 +62,8 @@ fn best(query: &[f32], entries: &Vectors) -> (usize, f32) {
 }
 
 fn index(name: &str, entries: &Vectors, queries: &Vectors) -> Result<(), larder::Error> {
-    let model = larder::semantic::Model { name: "m".into(), version: "1".into(), dimensions: entries[0].len() };
+    let model =
+        larder::semantic::Model { name: "m".into(), version: "1".into(), dimensions: entries[0].len() };
     let mut options = ScanOptions::default();
     options.entries_max = entries.len();
     let index = Scan::new(model, options)?;
@@ -96,7 +106,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let plain = Ngrams::new();
     let mut counts = NgramCounts::new();
     texts.iter().for_each(|text| counts.observe(text));
-    for (name, embedder) in [("n-grams, fixed weights", plain), ("n-grams, learned weights", counts.build())] {
+    for (name, embedder) in [("n-grams, fixed weights", plain), ("n-grams, learned weights", counts.build())]
+    {
         let begin = Instant::now();
         let vectors = embedder.embed(&texts).await?;
         let each = begin.elapsed() / texts.len() as u32;

@@ -1,6 +1,8 @@
 //! What this prevents: an answer of one scope that is found for another, an entry that was removed and is found all the
 //! same, a nearest entry that is missed, and one bad vector that makes every later lookup wrong.
 
+#![allow(clippy::unwrap_used, reason = "a test ends there")]
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -28,7 +30,8 @@ const A: Partition = Partition([1; 16]);
 const B: Partition = Partition([2; 16]);
 
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let product =
+        |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     product(a, b) / (product(a, a) * product(b, b)).sqrt()
 }
 
@@ -169,7 +172,8 @@ fn the_nearest_is_found_among_vectors_that_all_point_the_same_way() {
 fn the_nearest_is_found_among_texts_by_their_letters() {
     let embedder = Ngrams::new();
     let mut random = fastrand::Rng::with_seed(4);
-    let words = "card bank pin transfer refund lost stolen limit fee cash account statement currency exchange top up";
+    let words =
+        "card bank pin transfer refund lost stolen limit fee cash account statement currency exchange top up";
     let words: Vec<&str> = words.split(' ').collect();
     let mut text = || (0..7).map(|_| words[random.usize(..words.len())]).collect::<Vec<_>>().join(" ");
     let index = index(512);

@@ -5,6 +5,17 @@ use super::per_isa;
 /// Sums are kept in this many parts, whatever the instruction set, so that all come to the same.
 const LANES: usize = 16;
 
+/// One head of one text.
+#[derive(Clone, Copy)]
+pub(crate) struct Head {
+    pub(crate) tokens: usize,
+    /// Its dimensions, a multiple of 16.
+    pub(crate) head: usize,
+    /// From one token's queries or values to the next one's.
+    pub(crate) stride: usize,
+    pub(crate) out_stride: usize,
+}
+
 per_isa! {
     /// Adds `bias` to each row and applies GELU (with `erf`, as BERT does).
     pub(crate) fn add_bias_gelu(rows: &mut [f32], bias: &[f32]) {
@@ -38,11 +49,11 @@ per_isa! {
     }
 
     /// Softmax-weighted sums of `values` for the queries of one head of one text. `keys` is transposed: a row per
-    /// dimension of the head, a column per token. `out` and `queries` have a row per token, `stride` apart.
+    /// dimension of the head, a column per token.
     pub(crate) fn attend(
-        queries: &[f32], keys: &[f32], values: &[f32], tokens: usize, head: usize, stride: usize,
-        value_stride: usize, scores: &mut [f32], out: &mut [f32], out_stride: usize,
+        shape: Head, queries: &[f32], keys: &[f32], values: &[f32], scores: &mut [f32], out: &mut [f32],
     ) {
+        let Head { tokens, head, stride, out_stride } = shape;
         let scale = 1.0 / (head as f32).sqrt();
         for token in 0..tokens {
             let scores = &mut scores[..tokens];
@@ -59,7 +70,7 @@ per_isa! {
             for (part, out) in out.chunks_exact_mut(LANES).enumerate() {
                 let mut sums = [0f32; LANES];
                 for (other, score) in scores.iter().enumerate() {
-                    let value = &values[other * value_stride + part * LANES..][..LANES];
+                    let value = &values[other * stride + part * LANES..][..LANES];
                     for (sum, value) in sums.iter_mut().zip(value) {
                         *sum += score * value;
                     }
@@ -150,7 +161,9 @@ fn exp(x: f32) -> f32 {
     let n = shifted - ROUND;
     // ln 2 in two parts: the product of the first with `n` is exact.
     let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
-    let p = ((((1.987_569_1e-4 * r + 1.398_2e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r + 1.666_666_5e-1) * r
+    let p = ((((1.987_569_1e-4 * r + 1.398_2e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r
+        + 1.666_666_5e-1)
+        * r
         + 0.5;
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     (p * r * r + r + 1.0) * power
@@ -164,14 +177,15 @@ fn gelu(x: f32) -> f32 {
     let t = if t > 4.0 { 4.0 } else { t };
     let t = if t < -4.0 { -4.0 } else { t };
     let s = t * t;
-    let p = ((((((-2.726_142_2e-10 * s + 2.770_681_4e-8) * s - 2.101_024e-6) * s - 5.692_506_3e-5) * s
+    let p = ((((((-2.726_142e-10 * s + 2.770_681_4e-8) * s - 2.101_024e-6) * s - 5.692_506_3e-5) * s
         - 7.349_906_3e-4)
         * s
-        - 2.954_599_8e-3)
+        - 2.954_6e-3)
         * s
         - 1.609_603_3e-2)
         * t;
-    let q = (((-1.456_607_2e-5 * s - 2.133_740_5e-4) * s - 1.682_827e-3) * s - 7.373_329e-3) * s - 1.426_473_9e-2;
+    let q =
+        (((-1.456_607_2e-5 * s - 2.133_740_5e-4) * s - 1.682_827e-3) * s - 7.373_329e-3) * s - 1.426_473_9e-2;
     0.5 * x * (1.0 + p / q)
 }
 
@@ -235,7 +249,8 @@ mod tests {
                 assert!((x - back).abs() <= scales[at / 48] * 0.501, "{x} {back}");
             }
             let mut out = vec![0.0; 7 * 16];
-            attend(isa, &rows, &x[..16 * 7], &x, 7, 16, 48, 48, &mut [0.0; 7], &mut out, 16);
+            let shape = Head { tokens: 7, head: 16, stride: 48, out_stride: 16 };
+            attend(isa, shape, &rows, &x[..16 * 7], &x, &mut [0.0; 7], &mut out);
             (rows, bytes, out)
         });
         let results: Vec<_> = results.collect();

@@ -133,7 +133,14 @@ pub(crate) struct Quads(pub(crate) [[i8; 4]; PANEL]);
 /// `out[r][c] = sum over k of x[r][k] * w[c][k]`, for rows of `inputs` and of `outputs` numbers.
 ///
 /// `panels` has, for each 16 outputs, `inputs` [`Lanes`].
-pub(crate) fn product_f32(isa: Isa, x: &[f32], inputs: usize, panels: &[Lanes], outputs: usize, out: &mut [f32]) {
+pub(crate) fn product_f32(
+    isa: Isa,
+    x: &[f32],
+    inputs: usize,
+    panels: &[Lanes],
+    outputs: usize,
+    out: &mut [f32],
+) {
     let rows = out.len() / outputs;
     // The kernels go by pointers; all they touch is within these lengths.
     assert_eq!(out.len(), rows * outputs);
@@ -156,7 +163,14 @@ pub(crate) fn product_f32(isa: Isa, x: &[f32], inputs: usize, panels: &[Lanes], 
 }
 
 /// As [`product_f32`] for rows of `quads` times 4 unsigned bytes; the sums are exact.
-pub(crate) fn product_i8(isa: Isa, x: &[[u8; 4]], quads: usize, panels: &[Quads], outputs: usize, out: &mut [i32]) {
+pub(crate) fn product_i8(
+    isa: Isa,
+    x: &[[u8; 4]],
+    quads: usize,
+    panels: &[Quads],
+    outputs: usize,
+    out: &mut [i32],
+) {
     let rows = out.len() / outputs;
     assert_eq!(out.len(), rows * outputs);
     assert_eq!(outputs % PANEL, 0);
@@ -204,10 +218,13 @@ mod tests {
     /// Every number of rows, so that each height of a tile is met; odd panels and inputs, too.
     #[test]
     fn every_product_of_floats_is_right() {
-        for (rows, inputs, outputs) in (1..30).map(|rows| (rows, 33, 48)).chain([(5, 384, 16), (40, 64, 64), (2, 1, 32)]) {
+        for (rows, inputs, outputs) in
+            (1..30).map(|rows| (rows, 33, 48)).chain([(5, 384, 16), (40, 64, 64), (2, 1, 32)])
+        {
             let x = numbers(rows * inputs, 1);
             let panels = numbers(inputs * outputs, 2);
-            let panels: Vec<Lanes> = panels.chunks(PANEL).map(|lane| Lanes(lane.try_into().unwrap())).collect();
+            let panels: Vec<Lanes> =
+                panels.chunks(PANEL).map(|lane| Lanes(lane.try_into().unwrap())).collect();
             for isa in available() {
                 let mut out = vec![f32::NAN; rows * outputs];
                 product_f32(isa, &x, inputs, &panels, outputs, &mut out);
@@ -219,7 +236,10 @@ mod tests {
                             f64::from(x[row * inputs + k]) * f64::from(weight)
                         })
                         .sum();
-                    assert!((f64::from(got) - exact).abs() < 1e-5, "{isa:?} {rows} {inputs} {outputs}: {got} {exact}");
+                    assert!(
+                        (f64::from(got) - exact).abs() < 1e-5,
+                        "{isa:?} {rows} {inputs} {outputs}: {got} {exact}"
+                    );
                 }
             }
         }
@@ -229,14 +249,34 @@ mod tests {
     fn every_product_of_bytes_is_exact() {
         for (rows, quads, outputs) in (1..30).map(|rows| (rows, 9, 48)).chain([(5, 96, 16), (17, 1, 64)]) {
             // The extremes, too: a kernel that adds pairs in 16 bits would saturate on them.
-            let byte = |n: f32| if n > 0.7 { 255 } else if n < -0.7 { 0 } else { (n * 127.0 + 128.0) as u8 };
-            let x: Vec<[u8; 4]> =
-                numbers(rows * quads * 4, 3).chunks(4).map(|q| [byte(q[0]), byte(q[1]), byte(q[2]), byte(q[3])]).collect();
+            let byte = |n: f32| {
+                if n > 0.7 {
+                    255
+                } else if n < -0.7 {
+                    0
+                } else {
+                    (n * 127.0 + 128.0) as u8
+                }
+            };
+            let x: Vec<[u8; 4]> = numbers(rows * quads * 4, 3)
+                .chunks(4)
+                .map(|q| [byte(q[0]), byte(q[1]), byte(q[2]), byte(q[3])])
+                .collect();
             let weights = numbers(quads * 4 * outputs, 4);
-            let weight = |n: f32| if n > 0.7 { 127i8 } else if n < -0.7 { -127 } else { (n * 127.0) as i8 };
+            let weight = |n: f32| {
+                if n > 0.7 {
+                    127i8
+                } else if n < -0.7 {
+                    -127
+                } else {
+                    (n * 127.0) as i8
+                }
+            };
             let panels: Vec<Quads> = weights
                 .chunks(4 * PANEL)
-                .map(|panel| Quads(std::array::from_fn(|c| std::array::from_fn(|k| weight(panel[c * 4 + k])))))
+                .map(|panel| {
+                    Quads(std::array::from_fn(|c| std::array::from_fn(|k| weight(panel[c * 4 + k]))))
+                })
                 .collect();
             for isa in available() {
                 let mut out = vec![i32::MIN; rows * outputs];

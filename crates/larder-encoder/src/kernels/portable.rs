@@ -5,7 +5,14 @@ use super::{Lanes, PANEL, Quads, tiles};
 
 const ROWS: usize = 4;
 
-pub(super) fn product_f32(x: &[f32], rows: usize, inputs: usize, panels: &[Lanes], outputs: usize, out: &mut [f32]) {
+pub(super) fn product_f32(
+    x: &[f32],
+    rows: usize,
+    inputs: usize,
+    panels: &[Lanes],
+    outputs: usize,
+    out: &mut [f32],
+) {
     for column in (0..outputs).step_by(PANEL) {
         let panel = &panels[column / PANEL * inputs..][..inputs];
         tiles(rows, ROWS, |begin, height| {
@@ -25,7 +32,14 @@ pub(super) fn product_f32(x: &[f32], rows: usize, inputs: usize, panels: &[Lanes
     }
 }
 
-pub(super) fn product_i8(x: &[[u8; 4]], rows: usize, quads: usize, panels: &[Quads], outputs: usize, out: &mut [i32]) {
+pub(super) fn product_i8(
+    x: &[[u8; 4]],
+    rows: usize,
+    quads: usize,
+    panels: &[Quads],
+    outputs: usize,
+    out: &mut [i32],
+) {
     for column in (0..outputs).step_by(PANEL) {
         let panel = &panels[column / PANEL * quads..][..quads];
         for row in 0..rows {

@@ -115,7 +115,8 @@ impl Tokenizer {
         if let Some(kind) = file.model.kind.as_deref().filter(|&kind| kind != "WordPiece") {
             return Err(unsupported(format!("model {kind:?}; WordPiece is understood")));
         }
-        let Some(normalizer) = file.normalizer.filter(|normalizer| normalizer.kind == "BertNormalizer") else {
+        let Some(normalizer) = file.normalizer.filter(|normalizer| normalizer.kind == "BertNormalizer")
+        else {
             return Err(unsupported("the normalizer is not BertNormalizer"));
         };
         if file.pre_tokenizer.is_none_or(|splitter| splitter.kind != "BertPreTokenizer") {
@@ -134,7 +135,12 @@ impl Tokenizer {
         let (first, last) = ends(file.post_processor)?;
         let mut added = Vec::new();
         for token in file.added_tokens {
-            if token.single_word || token.lstrip || token.rstrip || token.normalized || token.content.is_empty() {
+            if token.single_word
+                || token.lstrip
+                || token.rstrip
+                || token.normalized
+                || token.content.is_empty()
+            {
                 let message = format!(
                     "added token {:?} is empty or has single_word, lstrip, rstrip or normalized",
                     token.content
@@ -177,7 +183,9 @@ impl Tokenizer {
         let id = |name: &str| {
             let by_vocabulary = vocabulary.get(name).copied();
             let by_addition = || added.iter().find(|(text, _)| **text == *name).map(|&(_, id)| id);
-            by_vocabulary.or_else(by_addition).ok_or_else(|| corrupt(format!("{name:?} is not in the vocabulary")))
+            by_vocabulary
+                .or_else(by_addition)
+                .ok_or_else(|| corrupt(format!("{name:?} is not in the vocabulary")))
         };
         let (unknown, first, last) = (id(special[0])?, id(special[1])?, id(special[2])?);
         // Where two begin at the same place, the longer one counts.
@@ -185,7 +193,8 @@ impl Tokenizer {
         let ids = vocabulary.values().chain(added.iter().map(|(_, id)| id));
         let id_max = ids.copied().max().unwrap_or(0);
         let piece_bytes_max = vocabulary.keys().map(|piece| piece.len()).max().unwrap_or(0);
-        let continues = vocabulary.iter().filter_map(|(piece, &id)| Some((piece.strip_prefix(PREFIX)?.into(), id)));
+        let continues =
+            vocabulary.iter().filter_map(|(piece, &id)| Some((piece.strip_prefix(PREFIX)?.into(), id)));
         let continues = continues.collect();
         Ok(Tokenizer {
             normalizer,
@@ -292,7 +301,9 @@ fn ends(processor: Option<PostProcessor>) -> Result<(String, String)> {
         },
         _ => None,
     };
-    ends.ok_or_else(|| unsupported(format!("post_processor {:?} does not frame a text by two tokens", processor.kind)))
+    ends.ok_or_else(|| {
+        unsupported(format!("post_processor {:?} does not frame a text by two tokens", processor.kind))
+    })
 }
 
 fn corrupt(message: String) -> Error {

@@ -170,7 +170,9 @@ mod tests {
         assert_eq!(golden.lines().count(), 0x11_0000 / 1024);
         for (block, expected) in golden.lines().enumerate() {
             let mut hash = 0xCBF2_9CE4_8422_2325;
-            for (index, c) in (block as u32 * 1024..(block as u32 + 1) * 1024).filter_map(char::from_u32).enumerate() {
+            for (index, c) in
+                (block as u32 * 1024..(block as u32 + 1) * 1024).filter_map(char::from_u32).enumerate()
+            {
                 let text = format!("{c} A{c}b É{c}{c} x\u{316}{c}\u{301}y");
                 if index > 0 {
                     hash = fnv(hash, b"\x1e");

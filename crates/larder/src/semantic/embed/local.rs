@@ -51,8 +51,9 @@ impl Local {
         if options.threads == 0 {
             return Err(Error::new(ErrorKind::Config, "open").message("threads is 0; 1 and more are allowed"));
         }
-        let encoder = Encoder::open_with(dir, &options.encoder)
-            .map_err(|problem| Error::new(ErrorKind::Config, "open").message("semantic model").source(problem))?;
+        let encoder = Encoder::open_with(dir, &options.encoder).map_err(|problem| {
+            Error::new(ErrorKind::Config, "open").message("semantic model").source(problem)
+        })?;
         let model = Model {
             name: encoder.name().to_owned(),
             version: encoder.version().to_owned(),

@@ -115,7 +115,9 @@ impl Ngrams {
     /// # Errors
     /// `Corrupt` if these are not its bytes; `Unsupported` if they are of a version of larder whose vectors are others.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let corrupt = || Error::new(ErrorKind::Corrupt, "open").message("these are not the bytes of an n-gram embedder");
+        let corrupt = || {
+            Error::new(ErrorKind::Corrupt, "open").message("these are not the bytes of an n-gram embedder")
+        };
         let (content, sum) = bytes.split_last_chunk::<8>().ok_or_else(corrupt)?;
         let rest = content.strip_prefix(MAGIC).ok_or_else(corrupt)?;
         let (algorithm, weights) = rest.split_first_chunk::<4>().ok_or_else(corrupt)?;
@@ -242,7 +244,9 @@ mod tests {
     #[test]
     fn every_text_has_a_vector_of_length_1() {
         let embedder = Ngrams::new();
-        for text in ["", " ", "?", "a", "中文", "é", "\0", &"x".repeat(100_000), &"word ".repeat(100_000), "🙂"] {
+        for text in
+            ["", " ", "?", "a", "中文", "é", "\0", &"x".repeat(100_000), &"word ".repeat(100_000), "🙂"]
+        {
             let vector = embedder.vector(text);
             let length: f32 = vector.iter().map(|x| x * x).sum();
             assert!(vector.len() == DIMENSIONS && (length - 1.0).abs() < 1e-5, "{length}");
@@ -256,7 +260,10 @@ mod tests {
         let embedder = Ngrams::new();
         let vector = embedder.vector("How do I reset the PIN of my card? 3 × naïve");
         let bits: Vec<u8> = vector.iter().flat_map(|x| ((x * 1e4).round() as i32).to_le_bytes()).collect();
-        assert_eq!((ALGORITHM, xxh3_64(&bits), embedder.model().version.as_str()), (1, 17_693_083_255_782_995_701, "1-cf461422ec5f5100"));
+        assert_eq!(
+            (ALGORITHM, xxh3_64(&bits), embedder.model().version.as_str()),
+            (1, 17_693_083_255_782_995_701, "1-cf461422ec5f5100")
+        );
     }
 
     #[test]

@@ -162,7 +162,8 @@ mod tests {
             }
         }
         for length in (0..70).chain([384, 1000]) {
-            let (a, b): (Vec<f32>, Vec<f32>) = (0..length).map(|_| (random.f32() - 0.5, random.f32() - 0.5)).unzip();
+            let (a, b): (Vec<f32>, Vec<f32>) =
+                (0..length).map(|_| (random.f32() - 0.5, random.f32() - 0.5)).unzip();
             let exact: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
             for kernels in Kernels::available() {
                 assert!((f64::from(kernels.product(&a, &b)) - exact).abs() < 1e-5, "{kernels:?} {length}");

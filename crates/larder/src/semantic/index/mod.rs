@@ -50,7 +50,13 @@ pub trait VectorIndex: Send + Sync + 'static {
     /// # Errors
     /// `Config` and `Codec` as for [`insert`](Self::insert); `Config` for a `count` of 0 or above 1,000, or a
     /// `similarity_min` that is not a number.
-    fn search(&self, partition: Partition, query: &[f32], count: usize, similarity_min: f32) -> Result<Vec<Near>>;
+    fn search(
+        &self,
+        partition: Partition,
+        query: &[f32],
+        count: usize,
+        similarity_min: f32,
+    ) -> Result<Vec<Near>>;
 
     /// Entries in a partition.
     fn partition_len(&self, partition: Partition) -> usize;
@@ -83,7 +89,8 @@ fn unit(vector: &[f32], model: &Model, operation: &'static str) -> Result<Vec<f3
     // Squares of large or tiny numbers leave the range of f32.
     let length = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
     if length == 0.0 {
-        return Err(Error::new(ErrorKind::Codec, operation).message("the vector is all zeros, which has no direction"));
+        return Err(Error::new(ErrorKind::Codec, operation)
+            .message("the vector is all zeros, which has no direction"));
     }
     Ok(vector.iter().map(|&x| (f64::from(x) / length) as f32).collect())
 }

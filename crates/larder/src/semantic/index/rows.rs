@@ -14,8 +14,8 @@ use super::kernels::{BLOCK, Kernels, Words};
 /// Fewer vectors than this are all compared in full.
 const SIGNS_FROM: usize = 512;
 /// Of so many vectors one is a candidate, beside a fixed number: measured, see `DESIGN.md`, "Semantic index".
-const CANDIDATES_SHARE: usize = 256;
-const CANDIDATES_MIN: usize = 128;
+const CANDIDATES_SHARE: usize = 128;
+const CANDIDATES_MIN: usize = 192;
 /// For each entry that is asked for.
 const CANDIDATES_FACTOR: usize = 8;
 
@@ -150,7 +150,12 @@ impl Rows {
 
     /// The nearest `count` to `query`, which has length 1.
     pub(super) fn search(
-        &self, kernels: Kernels, query: &[f32], count: usize, similarity_min: f32, scratch: &mut Scratch,
+        &self,
+        kernels: Kernels,
+        query: &[f32],
+        count: usize,
+        similarity_min: f32,
+        scratch: &mut Scratch,
     ) -> Vec<Near> {
         let Scratch { distances, histogram, found } = scratch;
         found.clear();

@@ -41,7 +41,10 @@ pub struct Scan {
 
 impl std::fmt::Debug for Scan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Scan").field("model", &self.model).field("entries", &self.len()).finish_non_exhaustive()
+        f.debug_struct("Scan")
+            .field("model", &self.model)
+            .field("entries", &self.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -86,7 +89,8 @@ impl Scan {
 
     fn reserve(&self) -> Result<()> {
         let max = self.options.entries_max;
-        let reserved = self.entries.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max).then_some(n + 1));
+        let reserved =
+            self.entries.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max).then_some(n + 1));
         reserved.map(drop).map_err(|_| {
             let message = format!("the index has entries_max = {max} entries");
             Error::new(ErrorKind::Full, "insert").message(message)
@@ -148,15 +152,23 @@ impl VectorIndex for Scan {
         removed
     }
 
-    fn search(&self, partition: Partition, query: &[f32], count: usize, similarity_min: f32) -> Result<Vec<Near>> {
+    fn search(
+        &self,
+        partition: Partition,
+        query: &[f32],
+        count: usize,
+        similarity_min: f32,
+    ) -> Result<Vec<Near>> {
         if count == 0 || count > COUNT_MAX || similarity_min.is_nan() {
-            let message = format!("count {count}, similarity_min {similarity_min}; 1 to {COUNT_MAX} and a number");
+            let message =
+                format!("count {count}, similarity_min {similarity_min}; 1 to {COUNT_MAX} and a number");
             return Err(Error::new(ErrorKind::Config, "search").message(message));
         }
         let query = unit(query, &self.model, "search")?;
         let Some(rows) = self.rows(partition) else { return Ok(Vec::new()) };
         let rows = read(&rows);
-        Ok(SCRATCH.with_borrow_mut(|scratch| rows.search(self.kernels, &query, count, similarity_min, scratch)))
+        Ok(SCRATCH
+            .with_borrow_mut(|scratch| rows.search(self.kernels, &query, count, similarity_min, scratch)))
     }
 
     fn partition_len(&self, partition: Partition) -> usize {

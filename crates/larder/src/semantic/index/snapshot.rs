@@ -30,7 +30,8 @@ impl Scan {
         head.extend_from_slice(&(model.dimensions as u32).to_le_bytes());
         put(to, &head)?;
         for (partition, rows) in self.partitions() {
-            let copy: Vec<(u64, Vec<f32>)> = read(&rows).iter().map(|(id, vector)| (id, vector.to_vec())).collect();
+            let copy: Vec<(u64, Vec<f32>)> =
+                read(&rows).iter().map(|(id, vector)| (id, vector.to_vec())).collect();
             for part in copy.chunks(PART) {
                 let mut bytes = partition.0.to_vec();
                 bytes.extend_from_slice(&(part.len() as u32).to_le_bytes());
