@@ -116,7 +116,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         index(name, &entries.to_vec(), &queries.to_vec())?;
     }
 
-    let local = Local::open(Path::new(&model), LocalOptions::default())?;
+    let local = Local::open(Path::new(&model), &LocalOptions::default())?;
     let begin = Instant::now();
     let vectors = local.embed(&texts).await?;
     let each = begin.elapsed() / texts.len() as u32;

@@ -47,7 +47,7 @@ impl Local {
     ///
     /// # Errors
     /// `Config` with what [`Encoder::open`] says, and for 0 threads.
-    pub fn open(dir: &Path, options: LocalOptions) -> Result<Self> {
+    pub fn open(dir: &Path, options: &LocalOptions) -> Result<Self> {
         if options.threads == 0 {
             return Err(Error::new(ErrorKind::Config, "open").message("threads is 0; 1 and more are allowed"));
         }
@@ -127,7 +127,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_batch_is_encoded_as_by_the_encoder() {
-        let local = Local::open(&tiny(), LocalOptions::default()).unwrap();
+        let local = Local::open(&tiny(), &LocalOptions::default()).unwrap();
         let encoder = Encoder::open(&tiny()).unwrap();
         let texts = ["a bill", "", "another card"];
         assert_eq!(local.embed(&texts).await.unwrap(), encoder.encode_batch(&texts).unwrap());
@@ -137,14 +137,12 @@ mod tests {
 
     #[tokio::test]
     async fn what_waits_is_bounded_and_leaves_when_dropped() {
-        let mut options = LocalOptions::default();
-        options.threads = 1;
-        options.waiting_max = 1;
-        let local = Local::open(&tiny(), options).unwrap();
+        let options = LocalOptions { threads: 1, waiting_max: 1, ..LocalOptions::default() };
+        let local = Local::open(&tiny(), &options).unwrap();
         let busy = Arc::clone(&local.threads).try_acquire_owned().unwrap();
         for _ in 0..3 {
             let mut first = local.embed(&["a"]);
-            assert!(futures_poll(&mut first).await.is_none());
+            assert!(poll_once(&mut first).await.is_none());
             assert_eq!(local.embed(&["b"]).await.unwrap_err().kind(), ErrorKind::Overloaded);
             drop(first);
         }
@@ -153,8 +151,7 @@ mod tests {
         assert_eq!(local.waiting.load(Ordering::Relaxed), 0);
     }
 
-    /// Polls once.
-    async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
         std::future::poll_fn(|context| {
             std::task::Poll::Ready(match std::pin::Pin::new(&mut *future).poll(context) {
                 std::task::Poll::Ready(output) => Some(output),
@@ -166,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_folder_without_a_model_is_a_setting_that_is_wrong() {
-        let error = Local::open(Path::new("/nowhere"), LocalOptions::default()).unwrap_err();
+        let error = Local::open(Path::new("/nowhere"), &LocalOptions::default()).unwrap_err();
         assert!(error.kind() == ErrorKind::Config && error.to_string().contains("/nowhere"), "{error}");
     }
 }
