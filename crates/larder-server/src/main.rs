@@ -7,6 +7,7 @@ mod config;
 mod data;
 mod http;
 mod replay;
+mod semantic;
 mod store;
 mod value;
 

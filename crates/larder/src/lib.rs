@@ -21,6 +21,8 @@ mod rules;
 mod runtime;
 #[cfg(feature = "encryption")]
 pub mod secrets;
+#[cfg(feature = "semantic")]
+pub mod semantic;
 pub mod stamp;
 pub mod state;
 mod stats;

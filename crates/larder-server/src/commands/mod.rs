@@ -11,6 +11,7 @@ mod keyring;
 mod keys;
 mod lines;
 mod migrate;
+mod semantic;
 mod serve;
 mod set;
 mod stats;
@@ -59,6 +60,7 @@ enum Command {
     /// Copy all entries from one place to another, with stamps, tags and expiries
     Migrate(migrate::Migrate),
     Replay(crate::replay::ReplayArgs),
+    Semantic(semantic::Semantic),
 }
 
 /// How a command ended, if it did not fail.
@@ -152,6 +154,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Export(export) => block_on(export.run()),
         Command::Import(import) => block_on(import.run()),
         Command::Migrate(migrate) => block_on(migrate.run()),
+        Command::Semantic(semantic) => semantic.run(),
         Command::Replay(arguments) => match crate::replay::run(&arguments) {
             Ok(code) => return code,
             Err(error) => Err(Failure::new(error.to_string())),
