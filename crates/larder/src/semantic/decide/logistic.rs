@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 /// The strength of the prior that a standardised feature says nothing: that of one observation.
 const RIDGE: f64 = 1.0;
-/// Newton's method converges in about six steps here.
-const STEPS_MAX: usize = 12;
+/// Newton's method converges in about eight steps here.
+const STEPS_MAX: usize = 30;
 
 /// A fitted model: the probability that a row's label is true.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,8 +18,8 @@ pub(super) struct Logistic {
 }
 
 impl Logistic {
-    /// Fits rows of equal length; `None` where one label is missing or nothing is there.
-    pub(super) fn fit<'a>(rows: impl Iterator<Item = (&'a [f32], bool)> + Clone, warm: Option<&Logistic>) -> Option<Logistic> {
+    /// Fits rows of equal length; `None` where one label is missing, nothing is there, or nothing fits.
+    pub(super) fn fit<'a>(rows: impl Iterator<Item = (&'a [f32], bool)> + Clone) -> Option<Logistic> {
         let width = rows.clone().next()?.0.len();
         let (mut count, mut positives) = (0.0, 0.0);
         let (mut means, mut squares) = (vec![0.0; width], vec![0.0; width]);
@@ -42,9 +42,6 @@ impl Logistic {
             scales[at] = if deviation > 1e-6 { 1.0 / deviation } else { 0.0 };
         }
         let mut model = Logistic { bias: (positives / (count - positives)).ln(), weights: vec![0.0; width], means, scales };
-        if let Some(warm) = warm.filter(|warm| warm.weights.len() == width) {
-            model.weights.clone_from(&warm.weights);
-        }
         let size = width + 1;
         let mut x = vec![0.0; size];
         for _ in 0..STEPS_MAX {
@@ -66,7 +63,7 @@ impl Logistic {
                 gradient[at] -= if at == 0 { 0.0 } else { RIDGE * model.weights[at - 1] };
                 hessian[at * size + at] += ridge;
             }
-            let Some(step) = solve(&mut hessian, &gradient, size) else { break };
+            let Some(step) = solve(&mut hessian, &gradient, size) else { return None };
             let longest = step.iter().fold(0.0_f64, |longest, part| longest.max(part.abs()));
             // Far from the optimum Newton's step may overshoot.
             let damping = if longest > 3.0 { 3.0 / longest } else { 1.0 };
@@ -75,10 +72,11 @@ impl Logistic {
                 model.weights[at] += damping * step[at + 1];
             }
             if longest < 1e-4 {
-                break;
+                return model.is_sound().then_some(model);
             }
         }
-        model.is_sound().then_some(model)
+        // It did not converge: sure of anything it would be wrong.
+        None
     }
 
     /// The probability that the row's label is true.

@@ -130,6 +130,8 @@ pub enum Placement {
     Alias(ClusterId),
     /// Its answer is new.
     NewCluster,
+    /// What is stored stands for it: add nothing to what is found by meaning.
+    Known,
 }
 
 /// How often a policy errs, as far as it knows.

@@ -32,7 +32,10 @@ const FIT_EVERY: (u64, u64) = (10, 50);
 const PRIOR: f64 = 2.0;
 /// Misses this many times riskier than the limit still count for the factor: close enough to err as what is served
 /// does, and free, since they are judged anyway. They also lead out of a limit that bad luck set too low.
-const NEAR: f64 = 2.0;
+const NEAR: f64 = 4.0;
+/// Least risk of anything, as a share of the bound. Below it one risk is as good as another, and no factor could make
+/// up for a model that takes what is wrong for certain.
+const RISK_LEAST: f64 = 0.1;
 /// How many of the first served questions are audited: every other, then fewer, as 1 / (1 + served / 100).
 const AUDITS_FIRST: f64 = 0.5;
 const SERVED_STEP: f64 = 100.0;
@@ -159,7 +162,7 @@ impl Pooled {
     /// The probability of being wrong, behind the judge's own mistakes.
     fn risk(&self, model: &Logistic, features: &[f32]) -> f64 {
         let noise = self.options.judge_noise;
-        ((1.0 - model.probability(features) - noise) / (1.0 - 2.0 * noise)).clamp(1e-6, 1.0)
+        ((1.0 - model.probability(features) - noise) / (1.0 - 2.0 * noise)).clamp(RISK_LEAST * self.options.error_rate_max.clamp(1e-6, 1.0), 1.0)
     }
 
     /// The contender that is likeliest right, with features and risk; by nearness alone before there is a model.
@@ -204,7 +207,7 @@ impl Pooled {
     fn fit(&mut self) {
         self.state.fitted_at = self.state.judged;
         let rows = self.state.rows.iter().map(|row| (row.features.as_slice(), row.is_right));
-        if let Some(model) = Logistic::fit(rows, self.state.model.as_ref()) {
+        if let Some(model) = Logistic::fit(rows) {
             self.state.model = Some(model);
         }
         let Some(model) = &self.state.model else { return };

@@ -91,6 +91,7 @@ impl Policy for VCache {
                 };
                 let mut decision = proposal(&contest, contender, action, p, reason);
                 decision.features = vec![similarity];
+                decision.contenders.truncate(1);
                 decision
             }
         };
@@ -109,7 +110,11 @@ impl Policy for VCache {
                 seen.pop_front();
             }
         }
-        decision.placement(verdicts)
+        match verdicts.first() {
+            // The paper adds no entry for a question whose nearest had its answer.
+            Some(Verdict::Same) => Placement::Known,
+            _ => Placement::NewCluster,
+        }
     }
 
     fn complain(&mut self, cluster: ClusterId) {

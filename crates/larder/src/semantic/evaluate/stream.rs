@@ -161,6 +161,7 @@ impl<'a> Store<'a> {
                 self.answers.push(&item.label);
                 ClusterId(self.answers.len() as u64 - 1)
             }
+            Placement::Known => return,
         };
         self.scan.add(&item.question.vector);
         self.stored.push((at, cluster));

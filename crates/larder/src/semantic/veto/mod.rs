@@ -174,3 +174,111 @@ impl Profile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn vetoes(one: &str, other: &str) -> Vetoes {
+        let (one, other) = (Profile::of(one), Profile::of(other));
+        let found = one.compare(&other).vetoes;
+        assert_eq!(found, other.compare(&one).vetoes, "which is which matters");
+        found
+    }
+
+    #[test]
+    fn traps_are_found() {
+        let traps = [
+            (Vetoes::ORDER, "flights from NY to FL", "flights from FL to NY"),
+            (Vetoes::ORDER, "convert euros to dollars", "convert dollars to euros"),
+            (Vetoes::ORDER, "is a cat bigger than a dog", "is a dog bigger than a cat"),
+            (Vetoes::ORDER, "eat before running", "running before eating"),
+            (Vetoes::NEGATION, "cocktails with alcohol", "cocktails without alcohol"),
+            (Vetoes::NEGATION, "can I return it", "can\u{2019}t I return it"),
+            (Vetoes::NEGATION, "is it legal to park here", "is it illegal to park here"),
+            (Vetoes::NEGATION, "how do I lock my account", "how do I unlock my account"),
+            (Vetoes::NEGATION, "which plants need water", "which plants never need water"),
+            (Vetoes::ANTONYM, "how do I turn on the heating", "how do I turn off the heating"),
+            (Vetoes::ANTONYM, "who buys gold", "who sells gold"),
+            (Vetoes::ANTONYM, "are you open on Monday", "are you open on Sunday"),
+            (Vetoes::ANTONYM, "weather in May", "weather in June"),
+            (Vetoes::ANTONYM, "parcels over 10 kg", "parcels under 10 kg"),
+            (Vetoes::NUMBERS, "send 10 USD", "send 100 USD"),
+            (Vetoes::NUMBERS, "a 5kg parcel", "a 5 lb parcel"),
+            (Vetoes::NUMBERS, "Python 3.11", "Python 3.12"),
+            (Vetoes::NUMBERS, "what happened on 2024-05-01", "what happened on 2024-05-02"),
+            (Vetoes::CODE, "status of order AB12-X", "status of order AC12-X"),
+            (Vetoes::CODE, "mail a.b@example.com", "mail c.d@example.com"),
+            (Vetoes::CODE, "what does read_line do", "what does read_file do"),
+            (Vetoes::CODE, "what does \"carpe diem\" mean", "what does \"tempus fugit\" mean"),
+        ];
+        for (veto, one, other) in traps {
+            assert!(vetoes(one, other).contains(veto), "{one} / {other}: {:?}", vetoes(one, other));
+        }
+    }
+
+    #[test]
+    fn what_means_the_same_is_not_vetoed() {
+        let same = [
+            ("How do I cancel my order?", "how can I cancel my order"),
+            ("where is my parcel", "my parcel has not arrived, where is it"),
+            ("return it after 14 days", "send it back after two weeks"),
+            ("Is there a discount for students on train tickets?", "On train tickets, is there a discount for students?"),
+            ("NY vs FL for retirement", "FL vs NY for retirement"),
+            ("flights from NY to FL", "flights to FL from NY"),
+            ("who pays statutory sick pay", "who pays SSP"),
+            ("it is not open on Sunday", "is it closed on Sunday"),
+            ("check-in time", "check in time"),
+            ("", ""),
+        ];
+        for (one, other) in same {
+            assert!(vetoes(one, other).is_empty(), "{one} / {other}: {:?}", vetoes(one, other));
+        }
+    }
+
+    #[test]
+    fn names_are_doubts_and_no_vetoes() {
+        let compare = |one: &str, other: &str| Profile::of(one).compare(&Profile::of(other));
+        let swapped = compare("opening hours of the Camden branch", "opening hours of the Brixton branch");
+        assert!(swapped.vetoes.is_empty() && swapped.has_other_names && swapped.has_doubts());
+        assert!(compare("tell me about Paris", "tell me about the city").has_lone_name);
+        assert!(!compare("WHERE IS MY ORDER", "where is my order").has_doubts());
+    }
+
+    #[test]
+    fn the_rest_of_a_long_text_must_be_equal() {
+        let long = |end: &str| format!("{} {end}", "word ".repeat(WORDS_MAX));
+        assert!(vetoes(&long("to the left"), &long("to the right")).contains(Vetoes::BEYOND));
+        assert!(vetoes(&long("same"), &long("same")).is_empty());
+    }
+
+    #[test]
+    fn what_differs_is_far_apart_in_a_trap() {
+        let residual = |one: &str, other: &str, similarity| Profile::of(one).compare(&Profile::of(other)).residual(similarity);
+        assert!(residual("what does my home insurance cover", "what does my car insurance cover", 0.8) > 0.5);
+        assert!(residual("find the nearest store", "find the nearest shop", 0.95) < 0.2);
+        assert_eq!(residual("same words", "same words", 0.5), 0.0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_two_texts_compare_the_same_both_ways(one in any::<String>(), other in any::<String>()) {
+            let (one, other) = (Profile::of(&one), Profile::of(&other));
+            prop_assert_eq!(one.compare(&other), other.compare(&one));
+        }
+
+        #[test]
+        fn a_text_has_nothing_against_itself(text in "[\\PC\n]{0,80}") {
+            let profile = Profile::of(&text);
+            let compared = profile.compare(&profile);
+            prop_assert!(compared.vetoes.is_empty() && !compared.has_doubts(), "{:?}", compared);
+        }
+
+        #[test]
+        fn words_of_all_kinds_compare(one in "(from|to|not|un[a-z]{3}|[0-9]{1,18}[a-z%]?|\\$|\u{a3}[0-9,.]{0,6}|one|hundred|million|and|-5|9:15|[A-Z][a-z]+|\"|`| ){0,30}") {
+            let profile = Profile::of(&one);
+            prop_assert!(profile.compare(&profile).vetoes.is_empty());
+        }
+    }
+}
