@@ -15,7 +15,12 @@ pub(crate) struct Series {
 }
 
 /// Draws the series, the first one on top, with a tick and its label below each point, and says what is drawn.
-pub(crate) fn write(out: &mut impl Write, series: &[Series], ticks: &[String], caption: &str) -> io::Result<()> {
+pub(crate) fn write(
+    out: &mut impl Write,
+    series: &[Series],
+    ticks: &[String],
+    caption: &str,
+) -> io::Result<()> {
     let Some(first) = series.first().filter(|series| series.points.len() > 1) else { return Ok(()) };
     let columns = columns(&first.points);
     let (bottom, top) = edges(series);

@@ -33,10 +33,13 @@ pub(super) fn read(path: &Path) -> Result<Data, Failure> {
     let failed = |what: String| Failure::new(format!("{}: {what}", path.display()));
     let bytes = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
     if bytes > FILE_BYTES_MAX {
-        return Err(failed(format!("{bytes} bytes are more than the {FILE_BYTES_MAX} that are read: split the file")));
+        return Err(failed(format!(
+            "{bytes} bytes are more than the {FILE_BYTES_MAX} that are read: split the file"
+        )));
     }
     let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-    let rows = rows(&text, path.extension().is_some_and(|end| end.eq_ignore_ascii_case("csv"))).map_err(failed)?;
+    let rows =
+        rows(&text, path.extension().is_some_and(|end| end.eq_ignore_ascii_case("csv"))).map_err(failed)?;
     data(&rows).map_err(failed)
 }
 
@@ -46,13 +49,15 @@ fn rows(text: &str, is_csv: bool) -> Result<Vec<(usize, Map<String, Value>)>, St
         return csv(text);
     }
     if text.trim_start().starts_with('[') {
-        let rows: Vec<Map<String, Value>> = serde_json::from_str(text).map_err(|error| format!("is no JSON array of objects: {error}"))?;
+        let rows: Vec<Map<String, Value>> =
+            serde_json::from_str(text).map_err(|error| format!("is no JSON array of objects: {error}"))?;
         return Ok(rows.into_iter().enumerate().map(|(at, row)| (at + 1, row)).collect());
     }
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(at, line)| {
-            let row = serde_json::from_str(line).map_err(|error| format!("line {} is no JSON object: {error}", at + 1))?;
+            let row = serde_json::from_str(line)
+                .map_err(|error| format!("line {} is no JSON object: {error}", at + 1))?;
             Ok((at + 1, row))
         })
         .collect()
@@ -106,7 +111,10 @@ fn data(rows: &[(usize, Map<String, Value>)]) -> Result<Data, String> {
     let (_, first) = rows.first().ok_or("holds no rows")?;
     let has = |name: &str| first.contains_key(name);
     let text = |line: usize, row: &Map<String, Value>, name: &str| {
-        row.get(name).and_then(Value::as_str).map(str::to_owned).ok_or_else(|| format!("row of line {line} has no text {name:?}"))
+        row.get(name)
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+            .ok_or_else(|| format!("row of line {line} has no text {name:?}"))
     };
     let both = |one: &str, other: &str| -> Result<Vec<(String, String)>, String> {
         rows.iter().map(|(line, row)| Ok((text(*line, row, one)?, text(*line, row, other)?))).collect()
@@ -131,9 +139,14 @@ fn pair(line: usize, row: &Map<String, Value>) -> Result<LabelledPair, String> {
         _ => None,
     };
     let is_same = is_same.ok_or_else(|| format!("line {line}: \"same_answer\" is neither true nor false"))?;
-    let (context_a, a) = turns(&row["a"]).ok_or_else(|| format!("line {line}: \"a\" is neither a text nor a list of messages"))?;
-    let (context_b, b) = turns(&row["b"]).ok_or_else(|| format!("line {line}: \"b\" is neither a text nor a list of messages"))?;
-    let kind = ["category", "subtype"].into_iter().find_map(|name| row.get(name).and_then(Value::as_str)).unwrap_or("pair");
+    let (context_a, a) = turns(&row["a"])
+        .ok_or_else(|| format!("line {line}: \"a\" is neither a text nor a list of messages"))?;
+    let (context_b, b) = turns(&row["b"])
+        .ok_or_else(|| format!("line {line}: \"b\" is neither a text nor a list of messages"))?;
+    let kind = ["category", "subtype"]
+        .into_iter()
+        .find_map(|name| row.get(name).and_then(Value::as_str))
+        .unwrap_or("pair");
     Ok(LabelledPair { texts: (a, b), contexts: (context_a, context_b), is_same, kind: kind.to_owned() })
 }
 
@@ -173,7 +186,12 @@ mod tests {
         let Ok(Data::Pairs(pairs)) = read(turns) else { panic!("no pairs") };
         assert_eq!(pairs[0].texts, ("q".to_owned(), "q".to_owned()));
         assert_ne!(pairs[0].contexts.0, pairs[0].contexts.1);
-        for (text, says) in [("", "no rows"), ("{}", "no known form"), ("{\"a\":1", "line 1"), (r#"{"a":1,"b":"x","same_answer":true}"#, "\"a\"")] {
+        for (text, says) in [
+            ("", "no rows"),
+            ("{}", "no known form"),
+            ("{\"a\":1", "line 1"),
+            (r#"{"a":1,"b":"x","same_answer":true}"#, "\"a\""),
+        ] {
             assert!(read(text).unwrap_err().contains(says), "{text}");
         }
     }

@@ -10,7 +10,9 @@ use data::Data;
 use larder::semantic::decide::{
     CostAware, CostOptions, Policy, Pooled, PooledOptions, Threshold, ThresholdOptions, VCache, VCacheOptions,
 };
-use larder::semantic::evaluate::{Embedded, Labelled, Pair, StreamOptions, replay_lookups, replay_pairs, replay_stream};
+use larder::semantic::evaluate::{
+    Embedded, Labelled, Pair, StreamOptions, replay_lookups, replay_pairs, replay_stream,
+};
 use report::{Report, Section};
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -79,7 +81,10 @@ impl EvalArgs {
             }
         }
         if !(-1.0..=1.0).contains(&self.threshold) {
-            return Err(Failure::new(format!("--threshold is {}: a cosine from -1 to 1 is expected", self.threshold)));
+            return Err(Failure::new(format!(
+                "--threshold is {}: a cosine from -1 to 1 is expected",
+                self.threshold
+            )));
         }
         if !(1..=1000).contains(&self.seeds) {
             return Err(Failure::new(format!("--seeds is {}: 1 to 1000 are expected", self.seeds)));
@@ -91,11 +96,22 @@ impl EvalArgs {
         let cold = ThresholdOptions { similarity_min: self.threshold, ..ThresholdOptions::default() };
         match self.policy {
             PolicyName::Threshold => Box::new(Threshold::new(cold)),
-            PolicyName::Cost => Box::new(CostAware::new(CostOptions { threshold: cold, ..CostOptions::new(self.loss, 1.0, 0.0) })),
-            PolicyName::Vcache => Box::new(VCache::new(VCacheOptions { error_rate_max: self.error_rate_max, seed })),
+            PolicyName::Cost => Box::new(CostAware::new(CostOptions {
+                threshold: cold,
+                ..CostOptions::new(self.loss, 1.0, 0.0)
+            })),
+            PolicyName::Vcache => {
+                Box::new(VCache::new(VCacheOptions { error_rate_max: self.error_rate_max, seed }))
+            }
             PolicyName::Pooled => {
                 let judge_noise = self.judge_noise_known;
-                Box::new(Pooled::new(PooledOptions { error_rate_max: self.error_rate_max, judge_noise, cold, seed, ..PooledOptions::default() }))
+                Box::new(Pooled::new(PooledOptions {
+                    error_rate_max: self.error_rate_max,
+                    judge_noise,
+                    cold,
+                    seed,
+                    ..PooledOptions::default()
+                }))
             }
         }
     }
@@ -113,7 +129,10 @@ pub(crate) fn run(arguments: &EvalArgs) -> Result<io::Result<()>, Failure> {
             Data::Stream(rows) => {
                 let texts: Vec<&str> = rows.iter().map(|(text, _)| text.as_str()).collect();
                 let embedded = embedded(&vectors, &texts)?;
-                stream.extend(rows.iter().map(|(text, label)| Labelled { question: embedded[text.as_str()].clone(), label: label.clone() }));
+                stream.extend(rows.iter().map(|(text, label)| Labelled {
+                    question: embedded[text.as_str()].clone(),
+                    label: label.clone(),
+                }));
             }
             Data::Lookups(rows) => {
                 let rows = rows.into_iter().map(|texts| data::LabelledPair {
@@ -123,7 +142,9 @@ pub(crate) fn run(arguments: &EvalArgs) -> Result<io::Result<()>, Failure> {
                     kind: String::new(),
                 });
                 let pairs = pairs(&vectors, &rows.collect::<Vec<_>>())?;
-                report.sections.push(Section::Lookups(name, replay_lookups(&pairs, &mut *arguments.policy(0))));
+                report
+                    .sections
+                    .push(Section::Lookups(name, replay_lookups(&pairs, &mut *arguments.policy(0))));
             }
             Data::Pairs(rows) => {
                 let pairs = pairs(&vectors, &rows)?;
@@ -144,7 +165,11 @@ pub(crate) fn run(arguments: &EvalArgs) -> Result<io::Result<()>, Failure> {
         report.sections.insert(0, Section::Stream(replayed.collect()));
     }
     let mut out = io::BufWriter::new(io::stdout().lock());
-    let written = if arguments.json { report.write_json(&mut out) } else { report.write_table(&mut out, !arguments.no_plot) };
+    let written = if arguments.json {
+        report.write_json(&mut out)
+    } else {
+        report.write_table(&mut out, !arguments.no_plot)
+    };
     Ok(written.and_then(|()| out.flush()))
 }
 

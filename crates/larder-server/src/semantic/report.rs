@@ -32,7 +32,11 @@ impl Report {
                     &seeds[0].curve
                 }
                 Section::Lookups(name, report) => {
-                    writeln!(out, "{name}, policy {}: {} right, {} wrong, {} missed", self.policy, report.right, report.wrong, report.missed)?;
+                    writeln!(
+                        out,
+                        "{name}, policy {}: {} right, {} wrong, {} missed",
+                        self.policy, report.right, report.wrong, report.missed
+                    )?;
                     &report.curve
                 }
                 Section::Pairs(name, report) => {
@@ -52,7 +56,10 @@ impl Report {
 
     fn write_stream(&self, out: &mut impl Write, seeds: &[StreamReport]) -> io::Result<()> {
         writeln!(out, "stream of {} questions, policy {}", seeds[0].requests, self.policy)?;
-        writeln!(out, "   seed    hits   saved   wrong  of hits   audits  verdicts   estimated error (interval)")?;
+        writeln!(
+            out,
+            "   seed    hits   saved   wrong  of hits   audits  verdicts   estimated error (interval)"
+        )?;
         for (seed, report) in seeds.iter().enumerate() {
             let estimate = match (report.estimate.error_rate, report.estimate.interval) {
                 (Some(rate), Some((low, high))) => format!("{rate:.4} ({low:.4} to {high:.4})"),
@@ -70,10 +77,15 @@ impl Report {
                 report.verdicts
             )?;
         }
-        let mean = |value: &dyn Fn(&StreamReport) -> f64| seeds.iter().map(value).sum::<f64>() / seeds.len() as f64;
+        let mean =
+            |value: &dyn Fn(&StreamReport) -> f64| seeds.iter().map(value).sum::<f64>() / seeds.len() as f64;
         let worst = seeds.iter().map(StreamReport::error_rate).fold(0.0, f64::max);
         let (hits, saved) = (mean(&StreamReport::hits), mean(&StreamReport::saved));
-        writeln!(out, "   mean {hits:>7.4} {saved:>7.4} {:>7.4}           worst seed {worst:.4}", mean(&StreamReport::error_rate))
+        writeln!(
+            out,
+            "   mean {hits:>7.4} {saved:>7.4} {:>7.4}           worst seed {worst:.4}",
+            mean(&StreamReport::error_rate)
+        )
     }
 
     fn write_pairs(&self, out: &mut impl Write, name: &str, report: &PairReport) -> io::Result<()> {
@@ -95,9 +107,15 @@ impl Report {
 impl Section {
     fn to_json(&self) -> Value {
         match self {
-            Section::Stream(seeds) => json!({ "kind": "stream", "seeds": seeds, "thresholds": points(&seeds[0].curve) }),
-            Section::Lookups(name, report) => json!({ "kind": "lookups", "data": name, "report": report, "thresholds": points(&report.curve) }),
-            Section::Pairs(name, report) => json!({ "kind": "pairs", "data": name, "report": report, "thresholds": points(&report.curve) }),
+            Section::Stream(seeds) => {
+                json!({ "kind": "stream", "seeds": seeds, "thresholds": points(&seeds[0].curve) })
+            }
+            Section::Lookups(name, report) => {
+                json!({ "kind": "lookups", "data": name, "report": report, "thresholds": points(&report.curve) })
+            }
+            Section::Pairs(name, report) => {
+                json!({ "kind": "pairs", "data": name, "report": report, "thresholds": points(&report.curve) })
+            }
         }
     }
 }
@@ -111,7 +129,11 @@ fn write_curve(out: &mut impl Write, curve: &Curve, plot: bool) -> io::Result<()
     writeln!(out, "\na threshold alone, on the nearest          and with vetoes")?;
     writeln!(out, "threshold  right  wrong  precision  recall   right  wrong  precision  recall")?;
     let row = |right: u64, wrong: u64| {
-        let precision = if right + wrong == 0 { "-".to_owned() } else { format!("{:.3}", right as f64 / (right + wrong) as f64) };
+        let precision = if right + wrong == 0 {
+            "-".to_owned()
+        } else {
+            format!("{:.3}", right as f64 / (right + wrong) as f64)
+        };
         format!("{right:>6} {wrong:>6}  {precision:>9}  {:>6.3}", right as f64 / positives)
     };
     for point in &points {
@@ -119,13 +141,20 @@ fn write_curve(out: &mut impl Write, curve: &Curve, plot: bool) -> io::Result<()
         writeln!(out, "{:>9.2} {}  {unvetoed}", point.threshold, row(point.right, point.wrong))?;
     }
     // A threshold that serves nothing has no precision to draw.
-    let drawn: Vec<_> = points.iter().filter(|point| point.right_unvetoed + point.wrong_unvetoed > 0 && point.right + point.wrong > 0).collect();
+    let drawn: Vec<_> = points
+        .iter()
+        .filter(|point| point.right_unvetoed + point.wrong_unvetoed > 0 && point.right + point.wrong > 0)
+        .collect();
     if !plot || drawn.len() < 2 {
         return Ok(());
     }
     let share = |part: u64, whole: f64| part as f64 / whole;
-    let series = |value: &dyn Fn(usize) -> f64| (0..drawn.len()).map(|at| (f64::from(drawn[at].threshold), value(at))).collect();
-    let unvetoed = |at: usize| share(drawn[at].right_unvetoed, (drawn[at].right_unvetoed + drawn[at].wrong_unvetoed) as f64);
+    let series = |value: &dyn Fn(usize) -> f64| {
+        (0..drawn.len()).map(|at| (f64::from(drawn[at].threshold), value(at))).collect()
+    };
+    let unvetoed = |at: usize| {
+        share(drawn[at].right_unvetoed, (drawn[at].right_unvetoed + drawn[at].wrong_unvetoed) as f64)
+    };
     let plain = |at: usize| drawn[at].precision().unwrap_or_default();
     let recall = |at: usize| share(drawn[at].right_unvetoed, positives);
     let series = [

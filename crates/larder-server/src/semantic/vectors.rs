@@ -42,7 +42,10 @@ impl VectorFile {
             let expected = *dimensions.get_or_insert(vector.len());
             if vector.len() != expected || vector.is_empty() || vector.iter().any(|part| !part.is_finite()) {
                 let length = vector.len();
-                return Err(failed(format!("line {}: a vector of {length} numbers, where {expected} finite ones are expected", at + 1)));
+                return Err(failed(format!(
+                    "line {}: a vector of {length} numbers, where {expected} finite ones are expected",
+                    at + 1
+                )));
             }
             vectors.insert(text, vector);
         }
@@ -52,7 +55,15 @@ impl VectorFile {
 
 impl Embed for VectorFile {
     fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, Failure> {
-        let missing = || format!("{} lacks the vector of a text: write one line for each text of the data", self.path.display());
-        texts.iter().map(|text| self.vectors.get(*text).cloned().ok_or_else(|| Failure::new(missing()))).collect()
+        let missing = || {
+            format!(
+                "{} lacks the vector of a text: write one line for each text of the data",
+                self.path.display()
+            )
+        };
+        texts
+            .iter()
+            .map(|text| self.vectors.get(*text).cloned().ok_or_else(|| Failure::new(missing())))
+            .collect()
     }
 }

@@ -10,26 +10,80 @@ use unicode_normalization::{UnicodeNormalization, is_nfc};
 
 /// Words that begin a question or a request in English and are never a name there.
 const FIRST_WORDS: &[&str] = &[
-    "am", "are", "can", "could", "did", "do", "does", "had", "has", "have", "how", "is", "should", "was", "were", "what",
-    "what's", "when", "when's", "where", "where's", "which", "who", "who's", "whose", "why", "would",
+    "am", "are", "can", "could", "did", "do", "does", "had", "has", "have", "how", "is", "should", "was",
+    "were", "what", "what's", "when", "when's", "where", "where's", "which", "who", "who's", "whose", "why",
+    "would",
 ];
 
 /// Greetings, which end with a comma, an exclamation mark or a full stop.
-const GREETINGS: &[&str] =
-    &["dear team", "good afternoon", "good evening", "good morning", "hello", "hello there", "hey", "hey there", "hi", "hi there", "hiya"];
+const GREETINGS: &[&str] = &[
+    "dear team",
+    "good afternoon",
+    "good evening",
+    "good morning",
+    "hello",
+    "hello there",
+    "hey",
+    "hey there",
+    "hi",
+    "hi there",
+    "hiya",
+];
 
 /// Thanks and requests at the end, after a comma or the end of a sentence.
 const ENDINGS: &[&str] = &[
-    "cheers", "many thanks", "please", "thank you", "thank you in advance", "thank you so much", "thank you very much",
-    "thanks", "thanks a lot", "thanks in advance", "thanks so much",
+    "cheers",
+    "many thanks",
+    "please",
+    "thank you",
+    "thank you in advance",
+    "thank you so much",
+    "thank you very much",
+    "thanks",
+    "thanks a lot",
+    "thanks in advance",
+    "thanks so much",
 ];
 
 /// Words of a text that may be about the words of a text, where nothing is a mere filler.
 const ABOUT_WORDS: &[&str] = &[
-    "answer", "correct", "define", "email", "explain", "grammar", "letter", "mean", "means", "message", "paraphrase",
-    "phrase", "proofread", "pronounce", "quote", "rephrase", "reply", "respond", "rewrite", "rhyme", "say", "says", "sentence",
-    "sentiment", "spell", "spelling", "subject", "summarise", "summarize", "synonym", "text", "tone", "translate",
-    "translation", "word", "words", "write",
+    "answer",
+    "correct",
+    "define",
+    "email",
+    "explain",
+    "grammar",
+    "letter",
+    "mean",
+    "means",
+    "message",
+    "paraphrase",
+    "phrase",
+    "proofread",
+    "pronounce",
+    "quote",
+    "rephrase",
+    "reply",
+    "respond",
+    "rewrite",
+    "rhyme",
+    "say",
+    "says",
+    "sentence",
+    "sentiment",
+    "spell",
+    "spelling",
+    "subject",
+    "summarise",
+    "summarize",
+    "synonym",
+    "text",
+    "tone",
+    "translate",
+    "translation",
+    "word",
+    "words",
+    "write",
 ];
 
 /// The normal form of a question. Normalising twice changes nothing.
@@ -74,7 +128,8 @@ fn step(text: &str) -> Option<String> {
     if is_about_words(text) {
         return None;
     }
-    let shorter = without_greeting(text).or_else(|| without_ending(text)).or_else(|| without_question_mark(text));
+    let shorter =
+        without_greeting(text).or_else(|| without_ending(text)).or_else(|| without_question_mark(text));
     shorter.map(str::to_owned).or_else(|| with_lower_first_word(text))
 }
 
@@ -100,7 +155,11 @@ fn without_greeting(text: &str) -> Option<&str> {
     }
     let (first, rest) = text.split_once(' ')?;
     let is_request = rest.starts_with(|c: char| c.is_lowercase()) && !rest.starts_with("please");
-    if first.trim_end_matches(',').eq_ignore_ascii_case("please") && is_request { not_empty(rest) } else { None }
+    if first.trim_end_matches(',').eq_ignore_ascii_case("please") && is_request {
+        not_empty(rest)
+    } else {
+        None
+    }
 }
 
 fn without_ending(text: &str) -> Option<&str> {
@@ -113,13 +172,21 @@ fn without_ending(text: &str) -> Option<&str> {
     }
     let kept = bare[..=at].trim_end_matches([',', ' ']);
     // "…, please?" is a question still.
-    if text.ends_with('?') && !kept.ends_with('?') && !begins_as_question(kept) { None } else { not_empty(kept) }
+    if text.ends_with('?') && !kept.ends_with('?') && !begins_as_question(kept) {
+        None
+    } else {
+        not_empty(kept)
+    }
 }
 
 /// The text without its question marks, where the first word says already that it is a question.
 fn without_question_mark(text: &str) -> Option<&str> {
     let bare = text.trim_end_matches(['?', ' ']);
-    if bare.len() == text.len() || !begins_as_question(bare) || bare.ends_with(['!', '.']) { None } else { not_empty(bare) }
+    if bare.len() == text.len() || !begins_as_question(bare) || bare.ends_with(['!', '.']) {
+        None
+    } else {
+        not_empty(bare)
+    }
 }
 
 fn begins_as_question(text: &str) -> bool {
@@ -132,7 +199,8 @@ fn begins_as_question(text: &str) -> bool {
 fn with_lower_first_word(text: &str) -> Option<String> {
     let first = text.split(' ').next()?;
     let mut letters = first.chars();
-    let is_capitalised = letters.next().is_some_and(|c| c.is_ascii_uppercase()) && letters.all(|c| !c.is_uppercase());
+    let is_capitalised =
+        letters.next().is_some_and(|c| c.is_ascii_uppercase()) && letters.all(|c| !c.is_uppercase());
     if !is_capitalised || !begins_as_question(text) {
         return None;
     }
@@ -151,9 +219,20 @@ mod tests {
     #[test]
     fn what_means_the_same_becomes_the_same() {
         let same = [
-            &["How do I pay?", "how do I pay", "  How  do I\u{a0}pay ?", "Hi, how do I pay?", "Hello! How do I pay? Thanks!"][..],
+            &[
+                "How do I pay?",
+                "how do I pay",
+                "  How  do I\u{a0}pay ?",
+                "Hi, how do I pay?",
+                "Hello! How do I pay? Thanks!",
+            ][..],
             &["How do I pay, please?", "How do I pay? Thank you."],
-            &["cancel my order", "please cancel my order", "Please, cancel my order", "Hi! please cancel my order, thanks"],
+            &[
+                "cancel my order",
+                "please cancel my order",
+                "Please, cancel my order",
+                "Hi! please cancel my order, thanks",
+            ],
             &["What\u{2019}s new?", "what's new"],
             &["caf\u{e9}", "cafe\u{301}", "ca\u{ad}fe\u{301}"],
             &["\u{ff21}\u{ff22}\u{ff23}\u{3000}\u{ff11}", "ABC 1"],

@@ -8,8 +8,9 @@
 /// 1 / `alpha` at any time with probability at most `alpha` (Ville): V stays where it does not. Conjugate mixtures:
 /// Howard, Ramdas, McAuliffe, Sekhon, Time-uniform Chernoff bounds via nonnegative supermartingales, 2020.
 pub(super) fn expected(errors: f64, alpha: f64) -> (f64, f64) {
-    let log_wealth = |expected: f64| ln_gamma(errors + 1.0) - (errors + 1.0) * (expected + 1.0).ln() + expected;
-    let most = -alpha.ln();
+    let log_wealth =
+        |expected: f64| ln_gamma(errors + 1.0) - (errors + 1.0) * (expected + 1.0).ln() + expected;
+    let most = -alpha.clamp(1e-9, 1.0).ln();
     // Least at V = S, and rising to both sides.
     let search = |mut inside: f64, mut outside: f64| {
         for _ in 0..60 {
@@ -72,6 +73,9 @@ mod tests {
             missed_by_normal += u32::from(outside_normal);
         }
         assert!(f64::from(missed) <= alpha * runs as f64, "{missed} of {runs}");
-        assert!(f64::from(missed_by_normal) > 3.0 * alpha * runs as f64, "the control holds: {missed_by_normal}");
+        assert!(
+            f64::from(missed_by_normal) > 3.0 * alpha * runs as f64,
+            "the control holds: {missed_by_normal}"
+        );
     }
 }

@@ -1,7 +1,10 @@
 //! Serves where the loss that is to be expected of a wrong answer is no more than what asking costs.
 
 use super::threshold::{Counted, ThresholdOptions, proposal};
-use super::{Action, ClusterId, Contest, Decision, Estimate, Placement, Policy, Question, Reason, StateError, Verdict, state};
+use super::{
+    Action, ClusterId, Contest, Decision, Estimate, Placement, Policy, Question, Reason, StateError, Verdict,
+    state,
+};
 
 /// Settings of [`CostAware`]. Money is in any unit, the same one throughout.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,7 +24,13 @@ pub struct CostOptions {
 impl CostOptions {
     /// Settings for this loss and these prices; the others are the defaults.
     pub fn new(loss: f64, price_per_token: f64, price_per_second: f64) -> CostOptions {
-        CostOptions { loss, price_per_token, price_per_second, threshold: ThresholdOptions::default(), risk_max: 0.1 }
+        CostOptions {
+            loss,
+            price_per_token,
+            price_per_second,
+            threshold: ThresholdOptions::default(),
+            risk_max: 0.1,
+        }
     }
 }
 
@@ -60,11 +69,14 @@ impl Policy for CostAware {
             None => Decision::ask(contest.absence()),
             Some(contender) => {
                 let p = self.probability(contender.nearest.similarity, contender.nearest.cluster);
-                let saved = question.tokens * self.options.price_per_token + question.seconds * self.options.price_per_second;
+                let saved = question.tokens * self.options.price_per_token
+                    + question.seconds * self.options.price_per_second;
                 let reason = match self.options.threshold.judge(contender) {
                     Reason::AboveThreshold if 1.0 - p > self.options.risk_max => Reason::TooRisky,
                     // A saving or a loss that is no number serves nothing.
-                    Reason::AboveThreshold if (1.0 - p) * self.options.loss <= saved => Reason::AboveThreshold,
+                    Reason::AboveThreshold if (1.0 - p) * self.options.loss <= saved => {
+                        Reason::AboveThreshold
+                    }
                     Reason::AboveThreshold => Reason::NotWorthIt,
                     held_back => held_back,
                 };

@@ -39,5 +39,7 @@ impl Judge for AnswerEquality {
 /// Numbers and signs inside stay.
 pub fn normalised_answer(answer: &str) -> String {
     let words = answer.split_whitespace().map(str::to_lowercase).collect::<Vec<_>>().join(" ");
-    words.trim_matches(|c: char| c.is_ascii_punctuation() && !matches!(c, '-' | '+' | '%' | '$' | '#')).to_owned()
+    words
+        .trim_matches(|c: char| c.is_ascii_punctuation() && !matches!(c, '-' | '+' | '%' | '$' | '#'))
+        .to_owned()
 }

@@ -41,7 +41,12 @@ impl Logistic {
             // A feature that hardly ever varied has nothing to say yet.
             scales[at] = if deviation > 1e-6 { 1.0 / deviation } else { 0.0 };
         }
-        let mut model = Logistic { bias: (positives / (count - positives)).ln(), weights: vec![0.0; width], means, scales };
+        let mut model = Logistic {
+            bias: (positives / (count - positives)).ln(),
+            weights: vec![0.0; width],
+            means,
+            scales,
+        };
         let size = width + 1;
         let mut x = vec![0.0; size];
         for _ in 0..STEPS_MAX {
@@ -92,7 +97,11 @@ impl Logistic {
 
     pub(super) fn is_sound(&self) -> bool {
         let lengths = self.weights.len() == self.means.len() && self.means.len() == self.scales.len();
-        lengths && self.bias.is_finite() && [&self.weights, &self.means, &self.scales].iter().all(|row| row.iter().all(|value| value.is_finite()))
+        lengths
+            && self.bias.is_finite()
+            && [&self.weights, &self.means, &self.scales]
+                .iter()
+                .all(|row| row.iter().all(|value| value.is_finite()))
     }
 
     pub(super) fn width(&self) -> usize {

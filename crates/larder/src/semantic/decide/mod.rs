@@ -17,15 +17,12 @@ mod state;
 mod threshold;
 mod vcache;
 
-
-
 pub use cost::{CostAware, CostOptions};
 pub use judge::{AnswerEquality, Judge, Verdict, normalised_answer};
 pub use pooled::{Pooled, PooledOptions};
 pub use state::StateError;
 pub use threshold::{Threshold, ThresholdOptions};
 pub use vcache::{VCache, VCacheOptions};
-
 
 use crate::semantic::veto::{Comparison, Vetoes};
 use serde::{Deserialize, Serialize};
@@ -234,8 +231,11 @@ const SHARE_STEP: f32 = 0.05;
 
 impl Contest {
     fn of(question: &Question<'_>) -> Contest {
-        let mut candidates: Vec<&Candidate> = question.candidates.iter().filter(|found| found.similarity.is_finite()).collect();
-        candidates.sort_by(|one, other| other.similarity.total_cmp(&one.similarity).then(one.entry.cmp(&other.entry)));
+        let mut candidates: Vec<&Candidate> =
+            question.candidates.iter().filter(|found| found.similarity.is_finite()).collect();
+        candidates.sort_by(|one, other| {
+            other.similarity.total_cmp(&one.similarity).then(one.entry.cmp(&other.entry))
+        });
         let Some(best) = candidates.first().map(|best| best.similarity) else {
             return Contest { contenders: Vec::new(), vetoed: None };
         };
@@ -251,7 +251,10 @@ impl Contest {
             contenders.push(Contender {
                 nearest: **nearest,
                 neighbours: candidates.iter().filter(is_own).count(),
-                rival: candidates.iter().find(|found| !is_own(found)).map_or(farthest.min(0.0), |rival| rival.similarity),
+                rival: candidates
+                    .iter()
+                    .find(|found| !is_own(found))
+                    .map_or(farthest.min(0.0), |rival| rival.similarity),
                 share: candidates.iter().filter(is_own).map(|found| weight(found)).sum::<f32>() / all,
             });
         }

@@ -1,6 +1,6 @@
 //! Verified, with all clusters' evidence in one model: the default. A logistic model says how likely the nearest
 //! answer is right. Audits of what was served, and misses that were nearly served, say by which factor the model is
-//! wrong. The largest risk is accepted at which the error of the last questions, times that factor's upper bound,
+//! wrong. The largest risk is accepted at which the error of the last questions, times that factor (or its upper bound),
 //! stays within what the user allows.
 //!
 //! `DESIGN.md`, "Deciding by meaning", has the measurements, and what was tried and dropped.
@@ -10,8 +10,8 @@ use super::logistic::Logistic;
 use super::records::Records;
 use super::threshold::{ThresholdOptions, proposal};
 use super::{
-    Action, CONTENDERS_MAX, ClusterId, Contender, Contest, Decision, Estimate, Placement, Policy, Question, Reason, StateError,
-    Verdict, state,
+    Action, CONTENDERS_MAX, ClusterId, Contender, Contest, Decision, Estimate, Placement, Policy, Question,
+    Reason, StateError, Verdict, state,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -50,9 +50,11 @@ pub struct PooledOptions {
     ///
     /// A target over the last 2,000 questions, not a promise for each: see `confidence`.
     pub error_rate_max: f64,
-    /// How sure the bound has to be, 0 to 1, at all times at once. Default .5, which over a stream keeps the error
-    /// below the bound, and serves most. With .95 the error stays far below it, and there are fewer hits.
-    pub confidence: f64,
+    /// How sure the bound has to be, above 0 and below 1, at all times at once; `None` takes the estimate itself.
+    ///
+    /// Default `None`: the error is then within the bound on average over streams, and a single one may pass it by
+    /// what the audits leave unknown. With .95 it stays at about half of the bound, and there are fewer hits.
+    pub confidence: Option<f64>,
     /// Share of served questions that are audited in the long run, on average. Default .03: each costs a call, and a
     /// stream of 10,000 then has some 300 of them.
     pub audits_min: f64,
@@ -69,7 +71,7 @@ impl Default for PooledOptions {
     fn default() -> Self {
         PooledOptions {
             error_rate_max: 0.02,
-            confidence: 0.5,
+            confidence: None,
             audits_min: 0.03,
             judge_noise: 0.0,
             cold: ThresholdOptions::default(),
@@ -162,7 +164,8 @@ impl Pooled {
     /// The probability of being wrong, behind the judge's own mistakes.
     fn risk(&self, model: &Logistic, features: &[f32]) -> f64 {
         let noise = self.options.judge_noise;
-        ((1.0 - model.probability(features) - noise) / (1.0 - 2.0 * noise)).clamp(RISK_LEAST * self.options.error_rate_max.clamp(1e-6, 1.0), 1.0)
+        ((1.0 - model.probability(features) - noise) / (1.0 - 2.0 * noise))
+            .clamp(RISK_LEAST * self.options.error_rate_max.clamp(1e-6, 1.0), 1.0)
     }
 
     /// The contender that is likeliest right, with features and risk; by nearness alone before there is a model.
@@ -187,7 +190,8 @@ impl Pooled {
 
     fn draw(&mut self) -> f64 {
         self.state.draws += 1;
-        fastrand::Rng::with_seed(self.options.seed ^ self.state.draws.wrapping_mul(0x9E37_79B9_7F4A_7C15)).f64()
+        fastrand::Rng::with_seed(self.options.seed ^ self.state.draws.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+            .f64()
     }
 
     fn audits(&self, counts: impl Fn(Use) -> bool) -> Audits {
@@ -212,10 +216,17 @@ impl Pooled {
         }
         let Some(model) = &self.state.model else { return };
         let audits = self.audits(|use_as| use_as != Use::Nothing);
-        let (_, most) = bound::expected(audits.errors + PRIOR, 1.0 - self.options.confidence);
+        let errors = audits.errors + PRIOR;
+        let most =
+            self.options.confidence.map_or(errors, |confidence| bound::expected(errors, 1.0 - confidence).1);
         let factor = self.behind_noise(most, audits.count) / (audits.expected + PRIOR);
-        let mut risks: Vec<f64> =
-            self.state.seen.iter().filter(|features| !features.is_empty()).map(|features| self.risk(model, features)).collect();
+        let mut risks: Vec<f64> = self
+            .state
+            .seen
+            .iter()
+            .filter(|features| !features.is_empty())
+            .map(|features| self.risk(model, features))
+            .collect();
         risks.sort_unstable_by(f64::total_cmp);
         let allowed = self.options.error_rate_max * self.state.seen.len() as f64;
         let mut sum = 0.0;
@@ -266,7 +277,8 @@ impl Policy for Pooled {
         decision.features = features;
         if matches!(reason, Reason::WithinBound | Reason::AboveThreshold) {
             decision.propensity = self.propensity(risk);
-            decision.action = if self.draw() < decision.propensity { Action::ServeAndAudit } else { Action::Serve };
+            decision.action =
+                if self.draw() < decision.propensity { Action::ServeAndAudit } else { Action::Serve };
             self.state.served += 1;
             self.state.risk_served += risk;
         }
@@ -322,7 +334,8 @@ impl Policy for Pooled {
             served,
             error_rate: known.then(|| rate(audits.errors)),
             interval: known.then(|| (rate(least), rate(most))),
-            error_rate_served: known.then(|| (rate(audits.errors) * requests as f64 / served.max(1) as f64).min(1.0)),
+            error_rate_served: known
+                .then(|| (rate(audits.errors) * requests as f64 / served.max(1) as f64).min(1.0)),
         }
     }
 
@@ -333,7 +346,8 @@ impl Policy for Pooled {
     fn load(&mut self, bytes: &[u8]) -> Result<(), StateError> {
         let read: State = state::read(NAME, VERSION, bytes)?;
         let is_share = |share: f64| (0.0..=1.0).contains(&share);
-        let is_row = |features: &Vec<f32>| features.len() == WIDTH && features.iter().all(|value| value.is_finite());
+        let is_row =
+            |features: &Vec<f32>| features.len() == WIDTH && features.iter().all(|value| value.is_finite());
         let sound = read.served <= read.requests
             && read.fitted_at <= read.judged
             && read.risk_served.is_finite()

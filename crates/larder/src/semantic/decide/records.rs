@@ -49,7 +49,8 @@ impl Records {
 
     pub(super) fn is_sound(&self) -> bool {
         let sound = |count: f32| (0.0..=1.0 / (1.0 - KEPT) + 1.0).contains(&count);
-        self.clusters.len() <= CLUSTERS_MAX && self.clusters.values().all(|record| sound(record.right) && sound(record.wrong))
+        self.clusters.len() <= CLUSTERS_MAX
+            && self.clusters.values().all(|record| sound(record.right) && sound(record.wrong))
     }
 
     /// An eighth at once, so that the scan is rare.

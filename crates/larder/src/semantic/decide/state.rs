@@ -28,7 +28,10 @@ impl fmt::Display for StateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StateError::OtherPolicy { found, expected } => {
-                write!(f, "the state is of policy {found:?}, not {expected:?}: begin without it, or choose that policy")
+                write!(
+                    f,
+                    "the state is of policy {found:?}, not {expected:?}: begin without it, or choose that policy"
+                )
             }
             StateError::OtherVersion(version) => {
                 write!(f, "the state has version {version}, which this version of larder does not know")
@@ -42,16 +45,25 @@ impl std::error::Error for StateError {}
 
 pub(super) fn write(policy: &str, version: u32, state: &impl Serialize) -> Vec<u8> {
     let mut bytes = format!("larder-policy {policy} {version}\n").into_bytes();
-    serde_json::to_writer(&mut bytes, state).expect("a state has no map with other keys than numbers, and memory takes all");
+    serde_json::to_writer(&mut bytes, state)
+        .expect("a state has no map with other keys than numbers, and memory takes all");
     bytes
 }
 
-pub(super) fn read<T: DeserializeOwned>(policy: &'static str, version: u32, bytes: &[u8]) -> Result<T, StateError> {
+pub(super) fn read<T: DeserializeOwned>(
+    policy: &'static str,
+    version: u32,
+    bytes: &[u8],
+) -> Result<T, StateError> {
     let damaged = |what: &str| StateError::Damaged(what.to_owned());
     if bytes.len() > STATE_BYTES_MAX {
         return Err(damaged("it is larger than any state"));
     }
-    let end = bytes.iter().take(256).position(|byte| *byte == b'\n').ok_or_else(|| damaged("it has no first line"))?;
+    let end = bytes
+        .iter()
+        .take(256)
+        .position(|byte| *byte == b'\n')
+        .ok_or_else(|| damaged("it has no first line"))?;
     let head = std::str::from_utf8(&bytes[..end]).map_err(|_| damaged("its first line is no text"))?;
     let mut words = head.split(' ');
     if words.next() != Some("larder-policy") {

@@ -1,7 +1,10 @@
 //! The simplest policy: near enough, nothing against it, nothing in doubt.
 
 use super::records::Records;
-use super::{Action, ClusterId, Contest, Contender, Decision, Estimate, Placement, Policy, Question, Reason, StateError, Verdict, state};
+use super::{
+    Action, ClusterId, Contender, Contest, Decision, Estimate, Placement, Policy, Question, Reason,
+    StateError, Verdict, state,
+};
 use serde::{Deserialize, Serialize};
 
 /// Settings of [`Threshold`].
@@ -61,7 +64,13 @@ pub(super) struct Counted {
 
 impl Counted {
     pub(super) fn estimate(&self) -> Estimate {
-        Estimate { requests: self.requests, served: self.served, error_rate: None, interval: None, error_rate_served: None }
+        Estimate {
+            requests: self.requests,
+            served: self.served,
+            error_rate: None,
+            interval: None,
+            error_rate_served: None,
+        }
     }
 
     /// What was read from a state, if it can be.
@@ -87,7 +96,13 @@ impl Threshold {
 }
 
 /// The proposal of the nearest contender, before an action is chosen.
-pub(super) fn proposal(contest: &Contest, contender: &Contender, action: Action, probability: f64, reason: Reason) -> Decision {
+pub(super) fn proposal(
+    contest: &Contest,
+    contender: &Contender,
+    action: Action,
+    probability: f64,
+    reason: Reason,
+) -> Decision {
     Decision {
         action,
         proposed: Some((contender.nearest.entry, contender.nearest.cluster)),

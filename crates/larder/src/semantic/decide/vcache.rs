@@ -3,7 +3,10 @@
 
 use super::logistic::sigmoid;
 use super::threshold::{Counted, proposal};
-use super::{Action, ClusterId, Contest, Decision, EntryId, Estimate, Placement, Policy, Question, Reason, StateError, Verdict, state};
+use super::{
+    Action, ClusterId, Contest, Decision, EntryId, Estimate, Placement, Policy, Question, Reason, StateError,
+    Verdict, state,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -84,7 +87,10 @@ impl Policy for VCache {
                 let similarity = contender.nearest.similarity;
                 let (explore, p) = self.exploration(contender.nearest.entry, f64::from(similarity));
                 self.state.draws += 1;
-                let draw = fastrand::Rng::with_seed(self.options.seed ^ self.state.draws.wrapping_mul(0x9E37_79B9_7F4A_7C15)).f64();
+                let draw = fastrand::Rng::with_seed(
+                    self.options.seed ^ self.state.draws.wrapping_mul(0x9E37_79B9_7F4A_7C15),
+                )
+                .f64();
                 let (action, reason) = match draw < explore {
                     true => (Action::Ask, Reason::Exploring),
                     false => (Action::Serve, Reason::WithinBound),
@@ -100,7 +106,9 @@ impl Policy for VCache {
     }
 
     fn learn(&mut self, decision: &Decision, verdicts: &[Verdict]) -> Placement {
-        if let (Some((entry, _)), Some(verdict), Some(similarity)) = (decision.proposed, verdicts.first(), decision.features.first()) {
+        if let (Some((entry, _)), Some(verdict), Some(similarity)) =
+            (decision.proposed, verdicts.first(), decision.features.first())
+        {
             if self.state.entries.len() >= ENTRIES_MAX && !self.state.entries.contains_key(&entry) {
                 self.state.entries.pop_first();
             }
@@ -139,11 +147,14 @@ impl Policy for VCache {
         type Saved = (Counted, u64, Vec<(EntryId, VecDeque<(f32, bool)>)>);
         let (counted, draws, entries): Saved = state::read("vcache", 1, bytes)?;
         let sound = entries.len() <= ENTRIES_MAX
-            && entries.iter().all(|(_, seen)| seen.len() <= OBSERVATIONS_MAX && seen.iter().all(|(similarity, _)| similarity.is_finite()));
+            && entries.iter().all(|(_, seen)| {
+                seen.len() <= OBSERVATIONS_MAX && seen.iter().all(|(similarity, _)| similarity.is_finite())
+            });
         if !sound {
             return Err(StateError::Damaged("an entry's observations are out of range".to_owned()));
         }
-        self.state = State { counted: Counted::checked(counted)?, draws, entries: entries.into_iter().collect() };
+        self.state =
+            State { counted: Counted::checked(counted)?, draws, entries: entries.into_iter().collect() };
         Ok(())
     }
 }
@@ -186,7 +197,9 @@ impl Curve {
         let determinant = (hessian.0 * hessian.2 - hessian.1 * hessian.1).max(1e-12);
         let offset = -bias / slope;
         // The delta method, for a quotient.
-        let variance = (hessian.2 - 2.0 * offset * hessian.1 + offset * offset * hessian.0) / determinant / (slope * slope);
+        let variance = (hessian.2 - 2.0 * offset * hessian.1 + offset * offset * hessian.0)
+            / determinant
+            / (slope * slope);
         Curve { threshold: centre + offset, deviation: variance.max(0.0).sqrt(), slope }
     }
 }
@@ -205,7 +218,9 @@ fn normal_quantile(p: f64) -> f64 {
 fn normal_share(value: f64) -> f64 {
     let x = value.abs() / std::f64::consts::SQRT_2;
     let t = 1.0 / (1.0 + 0.327_591_1 * x);
-    let series = ((((1.061_405_429 * t - 1.453_152_027) * t + 1.421_413_741) * t - 0.284_496_736) * t + 0.254_829_592) * t;
+    let series = ((((1.061_405_429 * t - 1.453_152_027) * t + 1.421_413_741) * t - 0.284_496_736) * t
+        + 0.254_829_592)
+        * t;
     let above = 0.5 * series * (-x * x).exp();
     if value < 0.0 { above } else { 1.0 - above }
 }

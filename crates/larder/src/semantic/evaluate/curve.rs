@@ -45,7 +45,8 @@ impl Curve {
     /// One point for each threshold.
     pub fn points(&self, thresholds: &[f32]) -> Vec<CurvePoint> {
         let count = |threshold: f32, right: bool, unvetoed: bool| {
-            let counts = |seen: &&(f32, bool, bool)| seen.0 >= threshold && seen.1 == right && !(unvetoed && seen.2);
+            let counts =
+                |seen: &&(f32, bool, bool)| seen.0 >= threshold && seen.1 == right && !(unvetoed && seen.2);
             self.seen.iter().filter(counts).count() as u64
         };
         thresholds

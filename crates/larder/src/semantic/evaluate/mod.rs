@@ -33,6 +33,11 @@ impl Embedded {
     }
 
     fn candidate(&self, of: &Embedded, place: usize, cluster: ClusterId, similarity: f32) -> Candidate {
-        Candidate { entry: EntryId(place as u64), cluster, similarity, comparison: of.profile.compare(&self.profile) }
+        Candidate {
+            entry: EntryId(place as u64),
+            cluster,
+            similarity,
+            comparison: of.profile.compare(&self.profile),
+        }
     }
 }

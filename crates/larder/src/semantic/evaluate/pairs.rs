@@ -45,7 +45,11 @@ pub fn replay_pairs(pairs: &[Pair], policy: &mut dyn Policy) -> PairReport {
     let mut report = PairReport::default();
     for pair in pairs {
         let fits = pair.context.0 == pair.context.1;
-        let similarity = if pair.stored.vector.len() == pair.asked.vector.len() { dot(&pair.stored.vector, &pair.asked.vector) } else { -1.0 };
+        let similarity = if pair.stored.vector.len() == pair.asked.vector.len() {
+            dot(&pair.stored.vector, &pair.asked.vector)
+        } else {
+            -1.0
+        };
         let candidate = pair.stored.candidate(&pair.asked, 0, ClusterId(0), similarity);
         let candidates = if fits { std::slice::from_ref(&candidate) } else { &[] };
         let is_served = fits && pair.stored.key == pair.asked.key
@@ -54,7 +58,11 @@ pub fn replay_pairs(pairs: &[Pair], policy: &mut dyn Policy) -> PairReport {
         let kind = report.kinds.entry(pair.kind.clone()).or_default();
         kind.0 += 1;
         kind.1 += u64::from(is_served);
-        let (all, served) = if pair.is_same { (&mut report.same, &mut report.served) } else { (&mut report.traps, &mut report.traps_served) };
+        let (all, served) = if pair.is_same {
+            (&mut report.same, &mut report.served)
+        } else {
+            (&mut report.traps, &mut report.traps_served)
+        };
         *all += 1;
         *served += u64::from(is_served);
     }
@@ -84,10 +92,13 @@ pub fn replay_lookups(pairs: &[Pair], policy: &mut dyn Policy) -> LookupReport {
         scan.add(&pair.stored.vector);
     }
     // The same question twice has one answer.
-    let mut keys: Vec<(&str, usize)> = pairs.iter().enumerate().map(|(at, pair)| (pair.stored.key.as_str(), at)).collect();
+    let mut keys: Vec<(&str, usize)> =
+        pairs.iter().enumerate().map(|(at, pair)| (pair.stored.key.as_str(), at)).collect();
     keys.sort_unstable();
     keys.dedup_by_key(|(key, _)| *key);
-    let cluster = |key: &str| keys.binary_search_by_key(&key, |(known, _)| known).ok().map(|at| ClusterId(keys[at].1 as u64));
+    let cluster = |key: &str| {
+        keys.binary_search_by_key(&key, |(known, _)| known).ok().map(|at| ClusterId(keys[at].1 as u64))
+    };
     for pair in pairs {
         let truth = cluster(&pair.stored.key);
         if let Some(found) = cluster(&pair.asked.key) {
@@ -102,7 +113,11 @@ pub fn replay_lookups(pairs: &[Pair], policy: &mut dyn Policy) -> LookupReport {
             })
             .collect();
         if let Some(nearest) = candidates.first() {
-            report.curve.add(nearest.similarity, Some(nearest.cluster) == truth, !nearest.comparison.vetoes.is_empty());
+            report.curve.add(
+                nearest.similarity,
+                Some(nearest.cluster) == truth,
+                !nearest.comparison.vetoes.is_empty(),
+            );
         }
         let decision = policy.decide(&Question { candidates: &candidates, tokens: 0.0, seconds: 0.0 });
         match decision.proposed.filter(|_| decision.is_served()) {
@@ -111,8 +126,11 @@ pub fn replay_lookups(pairs: &[Pair], policy: &mut dyn Policy) -> LookupReport {
             None => report.missed += 1,
         }
         if decision.action != Action::Serve {
-            let verdicts: Vec<Verdict> =
-                decision.contenders.iter().map(|found| if Some(*found) == truth { Verdict::Same } else { Verdict::Different }).collect();
+            let verdicts: Vec<Verdict> = decision
+                .contenders
+                .iter()
+                .map(|found| if Some(*found) == truth { Verdict::Same } else { Verdict::Different })
+                .collect();
             policy.learn(&decision, &verdicts);
         }
     }

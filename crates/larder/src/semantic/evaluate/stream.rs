@@ -3,7 +3,10 @@
 
 use super::search::Scan;
 use super::{Curve, Embedded};
-use crate::semantic::decide::{Action, CANDIDATES_ADVISED, CONTENDERS_MAX, Candidate, ClusterId, Estimate, Placement, Policy, Question, Verdict};
+use crate::semantic::decide::{
+    Action, CANDIDATES_ADVISED, CONTENDERS_MAX, Candidate, ClusterId, Estimate, Placement, Policy, Question,
+    Verdict,
+};
 use serde::Serialize;
 use std::collections::HashMap;
 
@@ -140,7 +143,13 @@ struct Store<'a> {
 impl<'a> Store<'a> {
     fn new(items: &'a [Labelled]) -> Store<'a> {
         let dimensions = items.first().map_or(0, |item| item.question.vector.len());
-        Store { items, scan: Scan::new(dimensions), stored: Vec::new(), exact: HashMap::new(), answers: Vec::new() }
+        Store {
+            items,
+            scan: Scan::new(dimensions),
+            stored: Vec::new(),
+            exact: HashMap::new(),
+            answers: Vec::new(),
+        }
     }
 
     fn near(&self, question: &Embedded) -> Vec<Candidate> {

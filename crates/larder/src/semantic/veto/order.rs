@@ -19,9 +19,12 @@ pub(super) fn is_reversed(one: &[Word], other: &[Word]) -> bool {
     let other = directions(other);
     directions(one).iter().any(|here| {
         other.iter().any(|there| {
-            let meet = |one: &[&str], other: &[&str]| one.iter().any(|word| other.contains(word));
-            let swapped = meet(&here.from, &there.to) && meet(&here.to, &there.from);
-            swapped && !meet(&here.from, &there.from) && !meet(&here.to, &there.to)
+            // A word that stands on one side here and on the other there; "convert" before both currencies is neither.
+            let turned = |side: &[&str], back: &[&str], own: &[&str], same: &[&str]| {
+                side.iter().any(|word| own.contains(word) && !back.contains(word) && !same.contains(word))
+            };
+            turned(&here.from, &here.to, &there.to, &there.from)
+                && turned(&here.to, &here.from, &there.from, &there.to)
         })
     })
 }

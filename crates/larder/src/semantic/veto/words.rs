@@ -18,19 +18,172 @@ pub(super) struct Word {
 
 /// English words that carry grammar rather than content.
 const FUNCTION_WORDS: &[&str] = &[
-    "a", "about", "above", "after", "again", "against", "all", "already", "also", "am", "an", "and", "any",
-    "are", "as", "at", "be", "because", "been", "before", "being", "below", "between", "both", "but", "by",
-    "can", "come", "could", "did", "do", "does", "doing", "done", "down", "during", "each", "either", "er",
-    "etc", "ever", "for", "from", "get", "gets", "getting", "go", "going", "got", "had", "has", "have",
-    "having", "he", "hello", "her", "here", "hers", "hey", "hi", "him", "his", "how", "i", "if", "in",
-    "instead", "into", "is", "it", "its", "just", "let", "may", "me", "might", "mine", "must", "my", "myself",
-    "neither", "never", "no", "none", "nor", "not", "now", "of", "off", "ok", "okay", "on", "once", "only",
-    "or", "our", "ours", "out", "over", "own", "per", "please", "rather", "really", "same", "shall", "she",
-    "should", "so", "some", "somehow", "something", "still", "such", "tell", "than", "thanks", "that", "the",
-    "their", "theirs", "them", "then", "there", "these", "they", "thing", "this", "those", "through", "to",
-    "too", "uh", "um", "under", "until", "up", "upon", "us", "very", "via", "want", "was", "way", "we",
-    "were", "what", "whats", "when", "where", "whether", "which", "while", "who", "whom", "whose", "why",
-    "will", "with", "without", "would", "yeah", "yes", "you", "your", "yours",
+    "a",
+    "about",
+    "above",
+    "after",
+    "again",
+    "against",
+    "all",
+    "already",
+    "also",
+    "am",
+    "an",
+    "and",
+    "any",
+    "are",
+    "as",
+    "at",
+    "be",
+    "because",
+    "been",
+    "before",
+    "being",
+    "below",
+    "between",
+    "both",
+    "but",
+    "by",
+    "can",
+    "come",
+    "could",
+    "did",
+    "do",
+    "does",
+    "doing",
+    "done",
+    "down",
+    "during",
+    "each",
+    "either",
+    "er",
+    "etc",
+    "ever",
+    "for",
+    "from",
+    "get",
+    "gets",
+    "getting",
+    "go",
+    "going",
+    "got",
+    "had",
+    "has",
+    "have",
+    "having",
+    "he",
+    "hello",
+    "her",
+    "here",
+    "hers",
+    "hey",
+    "hi",
+    "him",
+    "his",
+    "how",
+    "i",
+    "if",
+    "in",
+    "instead",
+    "into",
+    "is",
+    "it",
+    "its",
+    "just",
+    "let",
+    "may",
+    "me",
+    "might",
+    "mine",
+    "must",
+    "my",
+    "myself",
+    "neither",
+    "never",
+    "no",
+    "none",
+    "nor",
+    "not",
+    "now",
+    "of",
+    "off",
+    "ok",
+    "okay",
+    "on",
+    "once",
+    "only",
+    "or",
+    "our",
+    "ours",
+    "out",
+    "over",
+    "own",
+    "per",
+    "please",
+    "rather",
+    "really",
+    "same",
+    "shall",
+    "she",
+    "should",
+    "so",
+    "some",
+    "somehow",
+    "something",
+    "still",
+    "such",
+    "tell",
+    "than",
+    "thanks",
+    "that",
+    "the",
+    "their",
+    "theirs",
+    "them",
+    "then",
+    "there",
+    "these",
+    "they",
+    "thing",
+    "this",
+    "those",
+    "through",
+    "to",
+    "too",
+    "uh",
+    "um",
+    "under",
+    "until",
+    "up",
+    "upon",
+    "us",
+    "very",
+    "via",
+    "want",
+    "was",
+    "way",
+    "we",
+    "were",
+    "what",
+    "whats",
+    "when",
+    "where",
+    "whether",
+    "which",
+    "while",
+    "who",
+    "whom",
+    "whose",
+    "why",
+    "will",
+    "with",
+    "without",
+    "would",
+    "yeah",
+    "yes",
+    "you",
+    "your",
+    "yours",
 ];
 
 /// The words of a text, at most `words_max` of them, and what comes after those.
@@ -73,7 +226,10 @@ fn spans(text: &str) -> impl Iterator<Item = (usize, usize)> + '_ {
         rest = end;
         // A minus before a number, but not the hyphen of a range.
         let before = &text[..start];
-        if before.ends_with('-') && (before.len() == 1 || before[..before.len() - 1].ends_with(' ')) && text[start..].starts_with(|c: char| c.is_ascii_digit()) {
+        if before.ends_with('-')
+            && (before.len() == 1 || before[..before.len() - 1].ends_with(' '))
+            && text[start..].starts_with(|c: char| c.is_ascii_digit())
+        {
             start -= 1;
         }
         Some((start, end))
@@ -117,7 +273,8 @@ fn push(words: &mut Vec<Word>, written: &str, opens: bool) {
         },
     };
     // What begins with an apostrophe's letter alone ("o'clock") stays whole.
-    let base = if base.chars().count() < 2 && base != lower && !matches!(base, "i") { lower.as_str() } else { base };
+    let base =
+        if base.chars().count() < 2 && base != lower && !matches!(base, "i") { lower.as_str() } else { base };
     words.push(word(written, base, opens));
     if negated {
         words.push(word("not", "not", false));
@@ -134,18 +291,19 @@ fn word(written: &str, lower: &str, opens: bool) -> Word {
     }
 }
 
-/// A light stem: plural, -ing, -ed and a last e are dropped. It joins inflections of a word, and no two words.
+/// A light stem: plural, -ing, -ed, a last e and one of two equal last letters are dropped. It joins inflections of a word, and no two words.
 pub(super) fn stem(word: &str) -> String {
     if !word.is_ascii() || word.len() < 4 || word.contains(|c: char| c.is_ascii_digit()) {
         return word.to_owned();
     }
-    let cut = |suffix: &str| word.strip_suffix(suffix).filter(|rest| rest.len() >= 3 && rest.contains(['a', 'e', 'i', 'o', 'u', 'y']));
+    let cut = |suffix: &str| {
+        word.strip_suffix(suffix)
+            .filter(|rest| rest.len() >= 3 && rest.contains(['a', 'e', 'i', 'o', 'u', 'y']))
+    };
     let base = if let Some(rest) = cut("ies") {
         format!("{rest}y")
     } else if let Some(rest) = cut("ing").or_else(|| cut("ed")) {
-        let bytes = rest.as_bytes();
-        let doubled = bytes.len() > 3 && bytes[bytes.len() - 1] == bytes[bytes.len() - 2] && !rest.ends_with(['l', 's', 'e', 'o', 'z']);
-        rest[..rest.len() - usize::from(doubled)].to_owned()
+        rest.to_owned()
     } else if let Some(rest) = cut("es").filter(|rest| rest.ends_with(['s', 'x', 'z', 'h'])) {
         rest.to_owned()
     } else if let Some(rest) = cut("s").filter(|rest| !rest.ends_with(['s', 'u', 'i'])) {
@@ -153,10 +311,11 @@ pub(super) fn stem(word: &str) -> String {
     } else {
         word.to_owned()
     };
-    match base.strip_suffix('e') {
-        Some(rest) if rest.len() >= 3 => rest.to_owned(),
-        _ => base,
-    }
+    let base = base.strip_suffix('e').filter(|rest| rest.len() >= 3).unwrap_or(&base);
+    // Transfer, transferring; cancel, cancelled; but call and calling too: always one of two.
+    let mut last = base.chars().rev();
+    let is_doubled = base.len() > 3 && last.next() == last.next();
+    base[..base.len() - usize::from(is_doubled)].to_owned()
 }
 
 /// Content words of two texts, matched.
@@ -210,13 +369,15 @@ impl<'a> Shared<'a> {
         }
         let other = &mut self.only_other;
         let mut both = 0;
-        self.only_one.retain(|word| match other.iter().position(|found| is_slip(&word.lower, &found.lower)) {
-            Some(at) => {
-                other.remove(at);
-                both += 1;
-                false
+        self.only_one.retain(|word| {
+            match other.iter().position(|found| is_slip(&word.lower, &found.lower)) {
+                Some(at) => {
+                    other.remove(at);
+                    both += 1;
+                    false
+                }
+                None => true,
             }
-            None => true,
         });
         self.both += both;
     }
@@ -231,7 +392,8 @@ fn content(words: &[Word]) -> impl DoubleEndedIterator<Item = &Word> {
 fn is_slip(one: &str, other: &str) -> bool {
     let (one, other): (Vec<char>, Vec<char>) = (one.chars().collect(), other.chars().collect());
     let shorter = one.len().min(other.len());
-    if shorter < 5 || one.len().max(other.len()) > 24 || one.iter().chain(&other).any(|c| !c.is_alphabetic()) {
+    if shorter < 5 || one.len().max(other.len()) > 24 || one.iter().chain(&other).any(|c| !c.is_alphabetic())
+    {
         return false;
     }
     let slips_max = if shorter >= 9 { 2 } else { 1 };
@@ -271,25 +433,50 @@ mod tests {
     #[test]
     fn contractions_hide_no_negation() {
         let lower = |text| split(text, 100).0.into_iter().map(|word| word.lower).collect::<Vec<_>>();
-        assert_eq!(lower("I can\u{2019}t, won't and didn't"), ["i", "can", "not", "will", "not", "and", "did", "not"]);
-        assert_eq!(lower("what's check-in at 9:15 for $1,000.50?"), ["what", "check", "in", "at", "9:15", "for", "$1,000.50"]);
+        assert_eq!(
+            lower("I can\u{2019}t, won't and didn't"),
+            ["i", "can", "not", "will", "not", "and", "did", "not"]
+        );
+        assert_eq!(
+            lower("what's check-in at 9:15 for $1,000.50?"),
+            ["what", "check", "in", "at", "9:15", "for", "$1,000.50"]
+        );
         assert_eq!(lower("mail a.b@c.de from -5\u{b0}C"), ["mail", "a.b@c.de", "from", "-5\u{b0}c"]);
     }
 
     #[test]
     fn slips_are_no_other_words() {
-        for (one, other) in [("change", "chnage"), ("address", "adress"), ("allowance", "allowence"), ("vegetarian", "vegitarian")] {
+        for (one, other) in [
+            ("change", "chnage"),
+            ("address", "adress"),
+            ("allowance", "allowence"),
+            ("vegetarian", "vegitarian"),
+        ] {
             assert!(is_slip(one, other), "{one} {other}");
         }
-        for (one, other) in [("austria", "australia"), ("employer", "employee"), ("mary", "mark"), ("lock", "clock"), ("48213", "48231"), ("import", "export")] {
+        for (one, other) in [
+            ("austria", "australia"),
+            ("employer", "employee"),
+            ("mary", "mark"),
+            ("lock", "clock"),
+            ("48213", "48231"),
+            ("import", "export"),
+        ] {
             assert!(!is_slip(one, other), "{one} {other}");
         }
     }
 
     #[test]
     fn inflections_share_a_stem() {
-        for (one, other) in [("cancel", "cancelled"), ("transfer", "transferring"), ("charge", "charges"), ("city", "cities"), ("use", "using"), ("box", "boxes"), ("make", "making")] {
-            if one == "use" { continue }
+        for (one, other) in [
+            ("cancel", "cancelled"),
+            ("transfer", "transferring"),
+            ("charge", "charges"),
+            ("city", "cities"),
+            ("call", "calling"),
+            ("box", "boxes"),
+            ("make", "making"),
+        ] {
             assert_eq!(stem(one), stem(other), "{one} {other}");
         }
     }
