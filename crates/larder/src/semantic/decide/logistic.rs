@@ -19,7 +19,7 @@ pub(super) struct Logistic {
 
 impl Logistic {
     /// Fits rows of equal length; `None` where one label is missing, nothing is there, or nothing fits.
-    pub(super) fn fit<'a>(rows: impl Iterator<Item = (&'a [f32], bool)> + Clone) -> Option<Logistic> {
+    pub(super) fn fit<'a>(rows: &(impl Iterator<Item = (&'a [f32], bool)> + Clone)) -> Option<Logistic> {
         let width = rows.clone().next()?.0.len();
         let (mut count, mut positives) = (0.0, 0.0);
         let (mut means, mut squares) = (vec![0.0; width], vec![0.0; width]);
@@ -68,7 +68,7 @@ impl Logistic {
                 gradient[at] -= if at == 0 { 0.0 } else { RIDGE * model.weights[at - 1] };
                 hessian[at * size + at] += ridge;
             }
-            let Some(step) = solve(&mut hessian, &gradient, size) else { return None };
+            let step = solve(&mut hessian, &gradient, size)?;
             let longest = step.iter().fold(0.0_f64, |longest, part| longest.max(part.abs()));
             // Far from the optimum Newton's step may overshoot.
             let damping = if longest > 3.0 { 3.0 / longest } else { 1.0 };

@@ -211,7 +211,7 @@ impl Pooled {
     fn fit(&mut self) {
         self.state.fitted_at = self.state.judged;
         let rows = self.state.rows.iter().map(|row| (row.features.as_slice(), row.is_right));
-        if let Some(model) = Logistic::fit(rows) {
+        if let Some(model) = Logistic::fit(&rows) {
             self.state.model = Some(model);
         }
         let Some(model) = &self.state.model else { return };

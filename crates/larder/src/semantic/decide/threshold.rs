@@ -36,9 +36,9 @@ impl ThresholdOptions {
         let nearest = &contender.nearest;
         if nearest.similarity < self.similarity_min {
             Reason::BelowThreshold
-        } else if nearest.comparison.residual(nearest.similarity) > self.residual_max {
-            Reason::Doubtful
-        } else if self.asks_in_doubt && nearest.comparison.has_doubts() {
+        } else if nearest.comparison.residual(nearest.similarity) > self.residual_max
+            || self.asks_in_doubt && nearest.comparison.has_doubts()
+        {
             Reason::Doubtful
         } else {
             Reason::AboveThreshold

@@ -227,7 +227,7 @@ fn parse(word: &str) -> Option<(Value, Option<Unit>)> {
     let (digits, suffix) = rest.split_at(end);
     if !digits.starts_with(|c: char| c.is_ascii_digit()) {
         // Digits of other scripts are compared as written.
-        return word.chars().all(|c| c.is_numeric()).then(|| (Value::Written(word.to_owned()), None));
+        return word.chars().all(char::is_numeric).then(|| (Value::Written(word.to_owned()), None));
     }
     let unit = match suffix {
         "" | "st" | "nd" | "rd" | "th" => prefix,

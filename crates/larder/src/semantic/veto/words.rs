@@ -210,8 +210,8 @@ fn spans(text: &str) -> impl Iterator<Item = (usize, usize)> + '_ {
         let found = text[rest..].find(|c: char| c.is_alphanumeric() || is_money(c))?;
         let mut start = rest + found;
         let mut end = start;
-        let mut chars = text[start..].char_indices().peekable();
-        while let Some((at, c)) = chars.next() {
+        let chars = text[start..].char_indices();
+        for (at, c) in chars {
             let joins = matches!(c, '\'' | '\u{2019}' | '_' | '@' | '+' | '.' | ',' | ':' | '/' | '-' | '#' | '&')
                 && text[start + at + c.len_utf8()..].starts_with(char::is_alphanumeric)
                 && at > 0
