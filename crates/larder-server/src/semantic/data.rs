@@ -43,8 +43,10 @@ pub(super) fn read(path: &Path) -> Result<Data, Failure> {
     data(&rows).map_err(failed)
 }
 
-/// Each row with the line it began at.
-fn rows(text: &str, is_csv: bool) -> Result<Vec<(usize, Map<String, Value>)>, String> {
+/// A row's fields, and the line it began at.
+type Row = (usize, Map<String, Value>);
+
+fn rows(text: &str, is_csv: bool) -> Result<Vec<Row>, String> {
     if is_csv {
         return csv(text);
     }
@@ -64,7 +66,7 @@ fn rows(text: &str, is_csv: bool) -> Result<Vec<(usize, Map<String, Value>)>, St
 }
 
 /// RFC 4180: fields in quotes may hold commas, line breaks and doubled quotes.
-fn csv(text: &str) -> Result<Vec<(usize, Map<String, Value>)>, String> {
+fn csv(text: &str) -> Result<Vec<Row>, String> {
     let mut records: Vec<(usize, Vec<String>)> = Vec::new();
     let (mut fields, mut field, mut line, mut begun) = (Vec::new(), String::new(), 1, 1);
     let mut chars = text.strip_prefix('\u{FEFF}').unwrap_or(text).chars().peekable();
@@ -107,7 +109,7 @@ fn csv(text: &str) -> Result<Vec<(usize, Map<String, Value>)>, String> {
         .collect()
 }
 
-fn data(rows: &[(usize, Map<String, Value>)]) -> Result<Data, String> {
+fn data(rows: &[Row]) -> Result<Data, String> {
     let (_, first) = rows.first().ok_or("holds no rows")?;
     let has = |name: &str| first.contains_key(name);
     let text = |line: usize, row: &Map<String, Value>, name: &str| {
