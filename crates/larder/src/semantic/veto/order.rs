@@ -16,6 +16,10 @@ struct Direction<'a> {
 
 /// Whether the other text leads from where this one leads to, and back.
 pub(super) fn is_reversed(one: &[Word], other: &[Word]) -> bool {
+    // "From A to B and from B to A" turns within itself, and is no other question for that.
+    if one.iter().map(|word| &word.stem).eq(other.iter().map(|word| &word.stem)) {
+        return false;
+    }
     let other = directions(other);
     directions(one).iter().any(|here| {
         other.iter().any(|there| {
