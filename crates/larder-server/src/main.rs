@@ -8,6 +8,7 @@ mod data;
 mod gateway;
 mod http;
 mod replay;
+mod semantic;
 mod store;
 mod value;
 

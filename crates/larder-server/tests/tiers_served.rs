@@ -147,7 +147,7 @@ fn a_tier_that_stops_takes_nothing_with_it() {
     server.stop();
 
     // It dies, and comes back empty.
-    let mut world = world;
+    let world = world;
     let server = world.server(Path::new(config), &[]);
     assert_eq!(server.get("/v1/cache/ns/again").is(200).text(), "again");
     world.redis.kill();
@@ -162,7 +162,7 @@ fn a_tier_that_stops_takes_nothing_with_it() {
 
 #[test]
 fn readiness_is_as_it_is_set_and_liveness_is_not() {
-    let mut world = World::new();
+    let world = World::new();
     let config = world.config("  tiers_aside_unhealthy: 1");
     let server = world.server(&config, &[]);
     assert!(is_healthy(&server));
@@ -231,7 +231,7 @@ fn a_server_that_stops_is_not_ready() {
 
 #[test]
 fn who_has_no_token_sees_no_details() {
-    let mut world = World::new();
+    let world = World::new();
     let config = world.config("");
     let server = world.server(&config, &[("LARDER_TOKENS", "0123456789abcdef")]);
     world.redis.kill();

@@ -14,6 +14,7 @@ mod keys;
 mod lines;
 mod migrate;
 mod report;
+mod semantic;
 mod serve;
 mod set;
 mod stats;
@@ -70,6 +71,7 @@ enum Command {
     /// Serve an OpenAI-compatible API of canned answers, to try the gateway with
     DevUpstream(dev_upstream::DevUpstream),
     Replay(crate::replay::ReplayArgs),
+    Semantic(semantic::Semantic),
 }
 
 /// How a command ended, if it did not fail.
@@ -184,6 +186,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Import(import) => block_on(import.run()),
         Command::Migrate(migrate) => block_on(migrate.run()),
         Command::DevUpstream(upstream) => upstream.run(),
+        Command::Semantic(semantic) => semantic.run(),
         Command::Replay(arguments) => match crate::replay::run(&arguments) {
             Ok(code) => return code,
             Err(error) => Err(Failure::new(error.to_string())),

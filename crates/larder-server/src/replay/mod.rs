@@ -9,7 +9,7 @@ mod input;
 mod latency;
 mod layout;
 mod oracle;
-mod plot;
+pub(crate) mod plot;
 mod progress;
 mod report;
 mod settings;

@@ -1,4 +1,4 @@
-//! A small plot for a terminal: one glyph per series, capacity to the right on a logarithmic scale.
+//! A small plot for a terminal: one glyph per series of ratios, what they depend on to the right on a logarithmic scale.
 
 use std::io::{self, Write};
 
@@ -7,15 +7,20 @@ const HEIGHT: usize = 13;
 const LABEL_WIDTH: usize = 9;
 
 /// One line of the plot.
-pub(super) struct Series {
-    pub(super) name: &'static str,
-    pub(super) glyph: char,
-    /// Capacity and hit ratio, by rising capacity; the same capacities in every series.
-    pub(super) points: Vec<(f64, f64)>,
+pub(crate) struct Series {
+    pub(crate) name: &'static str,
+    pub(crate) glyph: char,
+    /// What is to the right, above 0 and rising, and the ratio there; the same places in every series.
+    pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// Draws the series, the first one on top, with a tick and its label below each point.
-pub(super) fn write(out: &mut impl Write, series: &[Series], ticks: &[String]) -> io::Result<()> {
+/// Draws the series, the first one on top, with a tick and its label below each point, and says what is drawn.
+pub(crate) fn write(
+    out: &mut impl Write,
+    series: &[Series],
+    ticks: &[String],
+    caption: &str,
+) -> io::Result<()> {
     let Some(first) = series.first().filter(|series| series.points.len() > 1) else { return Ok(()) };
     let columns = columns(&first.points);
     let (bottom, top) = edges(series);
@@ -57,7 +62,7 @@ pub(super) fn write(out: &mut impl Write, series: &[Series], ticks: &[String]) -
     writeln!(out, "{:>LABEL_WIDTH$}  {}", "", labels(&columns, ticks))?;
     let legend: Vec<String> =
         series.iter().map(|series| format!("{} {}", series.glyph, series.name)).collect();
-    writeln!(out, "{:>LABEL_WIDTH$}  {}   (hit ratio against capacity)", "", legend.join("   "))
+    writeln!(out, "{:>LABEL_WIDTH$}  {}   ({caption})", "", legend.join("   "))
 }
 
 /// The ratios at the plot's edges, a multiple of 4% apart so that the five labels are whole numbers. The lower
@@ -107,7 +112,7 @@ mod tests {
         ];
         let ticks: Vec<String> = points.iter().map(|point| point.0.to_string()).collect();
         let mut out = Vec::new();
-        write(&mut out, &series, &ticks).unwrap();
+        write(&mut out, &series, &ticks, "hit ratio against capacity").unwrap();
         String::from_utf8(out).unwrap()
     }
 

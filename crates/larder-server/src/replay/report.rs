@@ -157,7 +157,7 @@ impl Report {
                 series.insert(0, Series { name: "all tiers", glyph: '■', points: points(&Row::hits) });
             }
             let ticks: Vec<String> = self.rows.iter().map(|row| self.capacity_label(row.capacity)).collect();
-            plot::write(out, &series, &ticks)?;
+            plot::write(out, &series, &ticks, "hit ratio against capacity")?;
         }
         Ok(())
     }

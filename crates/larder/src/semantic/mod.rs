@@ -1,11 +1,15 @@
-//! Finds by meaning: embedders turn texts into vectors, an index finds the nearest ones. Neither decides whether what
-//! was found may be served.
+//! Finding an answer by meaning: embedders turn texts into vectors, an index finds the nearest ones, and a policy
+//! decides whether what was found may be served.
 //!
 //! Vectors of two models, or of two versions of one, mean nothing to each other: a [`Model`] goes with an index and
 //! its snapshots, and what is of another one is refused.
 
+pub mod decide;
 pub mod embed;
+pub mod evaluate;
 pub mod index;
+pub mod normalise;
+pub mod veto;
 
 use std::fmt;
 
