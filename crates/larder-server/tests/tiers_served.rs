@@ -147,7 +147,6 @@ fn a_tier_that_stops_takes_nothing_with_it() {
     server.stop();
 
     // It dies, and comes back empty.
-    let world = world;
     let server = world.server(Path::new(config), &[]);
     assert_eq!(server.get("/v1/cache/ns/again").is(200).text(), "again");
     world.redis.kill();
