@@ -22,6 +22,7 @@ mod durability;
 mod files;
 #[cfg(all(feature = "jsonl", unix))]
 mod jsonl;
+mod log;
 mod memory;
 #[cfg(all(
     test,
@@ -59,6 +60,7 @@ pub use files::{unstable_entry_file, unstable_resealed_entry_file};
 pub use jsonl::check_line;
 #[cfg(all(feature = "jsonl", unix))]
 pub use jsonl::{JsonlBackend, JsonlOptions};
+pub use log::{Change, Hint, LOG_PAGE_MAX, Log, LogCursor, LogPage, Record};
 pub use memory::{MemoryBackend, MemoryOptions};
 pub use quarantine::Quarantined;
 #[cfg(feature = "registry")]
@@ -362,6 +364,12 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     async fn standings(&self, namespace: &Namespace, query: &report::Query) -> Result<report::Page> {
         let _ = (namespace, query);
         Err(keeps_no_reports(self.name(), "standings"))
+    }
+
+    /// The numbered log of what was removed and set, where several nodes share this store: how each learns what the
+    /// others removed. Default: `None`, the store belongs to one process or to processes that don't tell each other.
+    fn log(&self) -> Option<&dyn Log> {
+        None
     }
 
     /// The latest stamp of any set it accepted, so that a restarted node ticks on from there.
