@@ -5,6 +5,7 @@
 #[doc(hidden)]
 pub mod __macros;
 pub mod backend;
+pub mod bus;
 mod cache;
 pub mod clock;
 pub mod entry;
@@ -28,6 +29,7 @@ mod sync;
 pub mod tenant;
 mod tier;
 
+pub use bus::{BusOptions, BusStats};
 pub use cache::{
     Blocking, Builder, Cache, EntryState, Explanation, Health, HealthLevel, Hit, Key, KeyInfo, KeysPage,
     KeysRequest, LoadContext, Loaded, Removal, Stale, TierExplanation, TierHealth, Value, Written,

@@ -50,6 +50,26 @@ pub(crate) enum Rule {
     LookAgain,
     /// A flight that its runner drops lands all the same.
     DroppedLands,
+    /// What a shared tier could not be told is kept in a file.
+    JournalIsDurable,
+    /// Nothing is read above the shared tier before it has heard of what it missed.
+    CaughtUpFirst,
+    /// A cursor is kept only after what it covers was applied.
+    CursorFollowsData,
+    /// What another node removed or set is removed from L1.
+    ForeignRemoves,
+    /// A set of another node is applied as a removal.
+    ForeignSetRemoves,
+    /// A log that is not whole drops everything above it.
+    GapClears,
+    /// A log that was begun anew drops everything above it.
+    IncarnationClears,
+    /// Nobody joins a flight that began long ago while its node has not heard of the others.
+    FlightAge,
+    /// What is promoted keeps the moment at which it was known not to be outdated.
+    PromotionKeepsTime,
+    /// A node that has not heard of the others serves only what was known not to be outdated a short while ago.
+    Suspect,
 }
 
 #[cfg(not(larder_shuttle))]

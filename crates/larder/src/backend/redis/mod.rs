@@ -10,6 +10,7 @@ mod batch;
 mod fault;
 mod layout;
 mod link;
+mod log;
 mod options;
 mod route;
 mod script;
@@ -17,7 +18,7 @@ mod walk;
 
 pub use options::RedisOptions;
 
-use super::{Backend, Capabilities, Mark, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage};
+use super::{Backend, Capabilities, Log, Mark, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage};
 use crate::clock::{Clock, NEVER_MS, millis};
 use crate::entry::EntryKind;
 use crate::error::{Error, ErrorKind, Result};
@@ -37,7 +38,7 @@ use script::Script;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Largest envelope, in bytes: Redis' own limit of a string is 512 MiB.
@@ -65,7 +66,9 @@ const REGISTERED_MAX: usize = 65_536;
 /// A call whose future is dropped before it was sent is never sent. Later, a write takes effect whole or not
 /// at all, and its reply goes to nobody.
 pub struct RedisBackend {
-    router: Router,
+    router: Arc<Router>,
+    /// What log records of this backend's writes carry.
+    origin: u64,
     prefix: String,
     shards: u32,
     expiry_slack_ms: u64,
@@ -98,6 +101,7 @@ impl RedisBackend {
             clock,
             ..
         } = options;
+        let origin = fastrand::u64(1..);
         let settings = LinkSettings {
             prefix: prefix.clone(),
             shards,
@@ -105,10 +109,11 @@ impl RedisBackend {
             connect_timeout,
             response_timeout,
             clock: clock.clone(),
-            origin: format!("{:016x}", fastrand::u64(..)),
+            origin: format!("{origin:016x}"),
         };
         Ok(RedisBackend {
-            router: Router::new(servers, cluster, sentinel_master, settings),
+            router: Arc::new(Router::new(servers, cluster, sentinel_master, settings)),
+            origin,
             prefix,
             shards,
             expiry_slack_ms: millis(expiry_slack),
@@ -393,6 +398,10 @@ impl Backend for RedisBackend {
 
     async fn usage(&self) -> Result<Usage> {
         self.count().await.map_err(|failure| failure.into_error("usage"))
+    }
+
+    fn log(&self) -> Option<&dyn Log> {
+        Some(self)
     }
 
     async fn last_stamp(&self) -> Result<Option<Stamp>> {

@@ -134,6 +134,10 @@ impl Router {
         }
     }
 
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self.servers, Servers::Cluster { .. })
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.is_closed.load(Relaxed)
     }
