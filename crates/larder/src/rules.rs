@@ -72,25 +72,54 @@ pub(crate) enum Rule {
     Suspect,
 }
 
-#[cfg(not(larder_shuttle))]
+#[cfg(all(test, not(larder_shuttle)))]
+impl Rule {
+    /// Those that the simulation of nodes is about.
+    pub(crate) const OF_NODES: [Rule; 22] = [
+        Rule::Removed,
+        Rule::SetFencesLoad,
+        Rule::Tag,
+        Rule::Clear,
+        Rule::Incarnation,
+        Rule::Join,
+        Rule::TicketFirst,
+        Rule::BottomUp,
+        Rule::StampOrder,
+        Rule::RefusedSetRemoves,
+        Rule::AsideIsNotRead,
+        Rule::UndeliveredIsKept,
+        Rule::FailedSetRemoves,
+        Rule::JournalIsDurable,
+        Rule::CaughtUpFirst,
+        Rule::CursorFollowsData,
+        Rule::ForeignRemoves,
+        Rule::ForeignSetRemoves,
+        Rule::GapClears,
+        Rule::IncarnationClears,
+        Rule::Suspect,
+        Rule::PromotionKeepsTime,
+    ];
+}
+
+#[cfg(not(any(larder_shuttle, test)))]
 #[inline(always)]
 pub(crate) fn holds(_: Rule) -> bool {
     true
 }
 
-#[cfg(larder_shuttle)]
+#[cfg(any(larder_shuttle, test))]
 std::thread_local! {
-    // Shuttle runs all tasks of a schedule on the thread of its test.
+    // Shuttle runs all tasks of a schedule on the thread of its test, and so does the simulation of nodes.
     static SWITCHED_OFF: std::cell::Cell<Option<Rule>> = const { std::cell::Cell::new(None) };
 }
 
-#[cfg(larder_shuttle)]
+#[cfg(any(larder_shuttle, test))]
 pub(crate) fn holds(rule: Rule) -> bool {
     SWITCHED_OFF.get() != Some(rule)
 }
 
 /// Runs `then` on this thread without a rule.
-#[cfg(all(test, larder_shuttle))]
+#[cfg(test)]
 pub(crate) fn without<T>(rule: Option<Rule>, then: impl FnOnce() -> T) -> T {
     struct Restore;
     impl Drop for Restore {

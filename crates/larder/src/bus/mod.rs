@@ -68,8 +68,10 @@ struct Feed {
 #[derive(Clone, Copy, Debug)]
 struct Shard {
     at: Option<Ticket>,
-    /// The moment up to which everything of it is known.
+    /// The moment up to which everything of it is known that this process may have seen.
     complete_ms: u64,
+    /// Whether all that was there was read once.
+    was_complete: bool,
 }
 
 /// What became of the log as a whole after a poll.
@@ -97,7 +99,7 @@ impl Bus {
     pub(crate) fn join(&self, namespace: &Namespace) {
         let complete_ms = self.clock.mono_ms();
         self.feeds.lock().entry(namespace.clone()).or_insert_with(|| Feed {
-            shards: vec![Shard { at: None, complete_ms }; self.shards as usize],
+            shards: vec![Shard { at: None, complete_ms, was_complete: false }; self.shards as usize],
             is_caught_up: !holds(Rule::CaughtUpFirst),
             is_begun: false,
         });
@@ -151,6 +153,7 @@ impl Bus {
         shard.at = Some(at);
         if let Some(complete_ms) = complete_ms {
             shard.complete_ms = shard.complete_ms.max(complete_ms);
+            shard.was_complete = true;
         }
     }
 
@@ -159,7 +162,7 @@ impl Bus {
         let mut feeds = self.feeds.lock();
         let mut complete_ms = NEVER_MS;
         for feed in feeds.values_mut() {
-            feed.is_caught_up |= feed.is_begun && feed.shards.iter().all(|shard| shard.at.is_some());
+            feed.is_caught_up |= feed.shards.iter().all(|shard| shard.was_complete);
             let oldest = feed.shards.iter().map(|shard| shard.complete_ms).min();
             complete_ms = complete_ms.min(oldest.unwrap_or(NEVER_MS));
         }

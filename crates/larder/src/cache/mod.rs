@@ -20,6 +20,9 @@ mod reports;
 mod rotate;
 #[cfg(all(test, larder_shuttle))]
 mod schedules;
+#[cfg(all(test, not(larder_shuttle)))]
+#[allow(clippy::unwrap_used, clippy::field_reassign_with_default, reason = "tests")]
+mod simulation;
 mod tenants;
 mod wait;
 mod write;

@@ -41,14 +41,16 @@ impl Tier {
         let deliver = async |removal: Removal<'_>, timeout| {
             self.within(timeout, "remove", self.carry_out(&removal)).await.map(drop)
         };
-        for (namespace, mark) in kept.marks.keys() {
+        // In the order in which they came, which is the same in each run of a test.
+        let mut marks: Vec<_> = kept.marks.iter().collect();
+        marks.sort_unstable_by_key(|(_, number)| **number);
+        for ((namespace, mark), _) in marks {
             deliver(Removal::Mark(namespace, mark), self.options.write_timeout).await?;
         }
         for (namespace, pattern, _) in &kept.patterns {
             deliver(Removal::Matching(namespace, pattern), self.scan_timeout()).await?;
         }
         let mut keys: Vec<EntryKey> = kept.keys.keys().cloned().collect();
-        // In an order that doesn't change from one run of a test to the next.
         keys.sort_unstable_by_key(EntryKey::hash64);
         for batch in keys.chunks(REPLAY_BATCH) {
             deliver(Removal::Keys(batch), self.options.write_timeout).await?;
