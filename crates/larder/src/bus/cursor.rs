@@ -18,20 +18,23 @@ pub(crate) fn cursor_key(namespace: &Namespace, authority: &str) -> Result<Entry
     EntryKey::new(&Namespace::new(NAMESPACE)?, &("cursors", authority, namespace.as_str()))
 }
 
+/// Where namespaces stand: a position for each of their stores.
+type Stands = Vec<(Namespace, Vec<Ticket>)>;
+
 /// What is to be kept once everything that may have been under way has ended.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
-    waiting: Option<(Weak<()>, Vec<(Namespace, Vec<Ticket>)>)>,
-    last: Vec<(Namespace, Vec<Ticket>)>,
+    waiting: Option<(Weak<()>, Stands)>,
+    last: Stands,
 }
 
 impl Kept {
     /// What may be written now. `stands` is taken for later, with a new epoch of writes that begins now.
     pub(crate) fn due(
         &mut self,
-        stands: impl FnOnce() -> Vec<(Namespace, Vec<Ticket>)>,
+        stands: impl FnOnce() -> Stands,
         next_epoch: impl FnOnce() -> Weak<()>,
-    ) -> Vec<(Namespace, Vec<Ticket>)> {
+    ) -> Stands {
         let may_write = |epoch: &Weak<()>| epoch.strong_count() == 0 || !holds(Rule::CursorFollowsData);
         let due = match self.waiting.take() {
             Some((epoch, kept)) if !may_write(&epoch) => {

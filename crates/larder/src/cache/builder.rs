@@ -323,7 +323,7 @@ impl<K: Key, V: Value> Builder<K, V> {
                 tracing::error!(damage, "the journal of undelivered removals");
             }
             let authority = tiers.remove(bus.authority);
-            tiers.insert(bus.authority, authority.with_journal(journal, notes));
+            tiers.insert(bus.authority, authority.with_journal(journal, &notes));
         }
         let hub = tiers.last().map(|tier| Hub::of(&tier.backend));
         let shared = Arc::new(Shared {

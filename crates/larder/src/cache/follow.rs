@@ -327,7 +327,7 @@ impl<K: Key, V: Value> Shared<K, V> {
                 Some(least) => {
                     let pairs = least.into_iter().zip(kept);
                     let lesser = |(one, other): (Ticket, Ticket)| {
-                        (one.inc == other.inc).then(|| if one.pos < other.pos { one } else { other })
+                        (one.inc == other.inc).then_some(if one.pos < other.pos { one } else { other })
                     };
                     Some(pairs.map(lesser).collect::<Option<_>>()?)
                 }

@@ -21,7 +21,7 @@ mod rotate;
 #[cfg(all(test, larder_shuttle))]
 mod schedules;
 #[cfg(all(test, not(larder_shuttle)))]
-#[allow(clippy::unwrap_used, clippy::field_reassign_with_default, reason = "tests")]
+#[allow(clippy::unwrap_used, clippy::print_stdout, clippy::field_reassign_with_default, reason = "tests")]
 mod simulation;
 mod tenants;
 mod wait;

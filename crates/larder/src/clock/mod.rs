@@ -161,7 +161,10 @@ fn since_start() -> Duration {
         let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: `now` is a valid timespec that outlives the call.
         unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
-        Duration::new(now.tv_sec.unsigned_abs().into(), now.tv_nsec as u32)
+        // 32 bits wide on some systems.
+        #[allow(clippy::unnecessary_cast)]
+        let seconds = now.tv_sec as u64;
+        Duration::new(seconds, now.tv_nsec as u32)
     };
     let start = *START.get_or_init(now);
     now().saturating_sub(start)

@@ -123,9 +123,9 @@ impl Tier {
     }
 
     /// With a journal for what it can't be told, and what is still in there. Until that was delivered, it is not read.
-    pub(crate) fn with_journal(self, journal: Journal, notes: Vec<Note>) -> Self {
+    pub(crate) fn with_journal(self, journal: Journal, notes: &[Note]) -> Self {
         let mut state = self.state.lock();
-        for note in &notes {
+        for note in notes {
             state.undelivered.keep(&match note {
                 Note::Key(key) => Removal::Keys(std::slice::from_ref(key)),
                 Note::Mark(namespace, mark) => Removal::Mark(namespace, mark),

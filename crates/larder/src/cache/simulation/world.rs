@@ -29,6 +29,13 @@ type Answer = Box<dyn FnOnce() + Send>;
 #[derive(Clone)]
 pub(super) struct World(Arc<Mutex<State>>);
 
+#[derive(Clone, Copy)]
+struct Bound {
+    at_ms: u64,
+    version: u64,
+    origin: u64,
+}
+
 enum Letter {
     Ask(usize, Message),
     Answer(usize, Answer),
@@ -52,8 +59,11 @@ pub(super) struct State {
     slow_until: u64,
     /// The version of each key in the source.
     pub(super) truth: [u64; KEYS],
-    /// When the authority made everybody drop what is older than a version.
-    bound: [Vec<(u64, u64)>; KEYS],
+    /// When the authority made everybody drop what is older than a version, but for the process that asked for it: that
+    /// one passes its own records over, also one that it had given up and that arrived late.
+    bound: [Vec<Bound>; KEYS],
+    /// What records of each node's process carry.
+    pub(super) origins: [u64; NODES],
     /// What was acknowledged on a node.
     acknowledged: [[u64; KEYS]; NODES],
     /// Keys that somebody is about to change: the source has one writer per key at a time.
@@ -91,6 +101,7 @@ impl World {
             slow_until: 0,
             truth: [1; KEYS],
             bound: Default::default(),
+            origins: [0; NODES],
             acknowledged: [[0; KEYS]; NODES],
             locked: [false; KEYS],
             violation: None,
@@ -309,10 +320,10 @@ impl State {
                     if version < self.truth[key] {
                         // A set whose node gave it up arrives after later changes: by the authority's order it is
                         // the later one.
-                        self.bound[key].retain(|(_, bound)| *bound <= version);
+                        self.bound[key].retain(|bound| bound.version <= version);
                         self.acknowledged.iter_mut().for_each(|of| of[key] = of[key].min(version));
                     }
-                    self.bound[key].push((now_ms, version));
+                    self.bound[key].push(Bound { at_ms: now_ms, version, origin: record.origin });
                 }
             }
             for node in 0..NODES {
@@ -328,10 +339,11 @@ impl State {
 
     /// The least version that a read may see that began at `began_ms`, and since when.
     fn least(&self, node: usize, key: usize, began_ms: u64) -> (u64, u64) {
-        let is_due = |&&(at, _): &&(u64, u64)| {
-            let bound_ms = if self.unwell_at[node] < at { CONNECTED_MS } else { CUT_OFF_MS };
-            at + bound_ms < began_ms
+        let is_due = |bound: &&Bound| {
+            let most_ms = if self.unwell_at[node] < bound.at_ms { CONNECTED_MS } else { CUT_OFF_MS };
+            bound.at_ms + most_ms < began_ms && bound.origin != self.origins[node]
         };
-        self.bound[key].iter().filter(is_due).max_by_key(|(_, version)| *version).copied().unwrap_or((0, 0))
+        let due = self.bound[key].iter().filter(is_due).max_by_key(|bound| bound.version);
+        due.map_or((0, 0), |bound| (bound.at_ms, bound.version))
     }
 }
