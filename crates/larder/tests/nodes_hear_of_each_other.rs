@@ -69,17 +69,7 @@ async fn removals_of_all_kinds_and_sets_reach_the_other_nodes() {
     }
     let mut tagged = one.options();
     tagged.tags = Tags::new(["red"]).unwrap();
-    let removals: [(&str, fn(Node) -> _); 4] = [
-        ("key", |one: Node| tokio::spawn(async move { drop(one.remove("key").await.unwrap()) })),
-        ("tag", |one: Node| tokio::spawn(async move { drop(one.remove_tag("red").await.unwrap()) })),
-        ("pattern:7", |one: Node| {
-            tokio::spawn(async move {
-                drop(one.remove_matching(&Pattern::new("pattern:*").unwrap()).await.unwrap());
-            })
-        }),
-        ("cleared", |one: Node| tokio::spawn(async move { drop(one.clear().await.unwrap()) })),
-    ];
-    for (key, remove) in removals {
+    for key in ["key", "tag", "pattern:7", "cleared"] {
         one.set_with(key.to_owned(), 1, &tagged).await.unwrap();
         for other in &others {
             until("it is in the other's memory", || async {
@@ -88,7 +78,13 @@ async fn removals_of_all_kinds_and_sets_reach_the_other_nodes() {
             })
             .await;
         }
-        remove(one.clone()).await.unwrap();
+        match key {
+            "key" => one.remove(key).await.map(|_| ()),
+            "tag" => one.remove_tag("red").await.map(|_| ()),
+            "cleared" => one.clear().await.map(|_| ()),
+            _ => one.remove_matching(&Pattern::new("pattern:*").unwrap()).await.map(|_| ()),
+        }
+        .unwrap();
         let removed = Instant::now();
         for other in &others {
             until("the other drops it", || async {

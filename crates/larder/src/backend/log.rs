@@ -28,7 +28,7 @@ pub trait Log: Send + Sync {
     /// stores in use several times a second.
     ///
     /// Whatever was recorded before the call began is in the pages, or behind a page that is not the
-    /// [last](Page::is_last).
+    /// [last](LogPage::is_last).
     ///
     /// # Errors
     /// Of each store on its own, when the server could not answer. A store that is unknown to the server is begun

@@ -23,25 +23,25 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use tokio::sync::{mpsc, oneshot};
 
-/// Records that are kept: few, so that nodes that were away for a while meet a gap.
-const KEPT_MAX: usize = 12;
-
 /// The store itself: every step of it is atomic.
 pub(super) struct Authority {
     store: Arc<MemoryBackend>,
     clock: ManualClock,
     log: VecDeque<Record>,
     format: Envelope,
+    /// Records that are kept: few, so that nodes that were away for a while meet a gap.
+    kept_max: usize,
     /// What was recorded since it was last asked for: what the change was, and the version of a set.
     pub(super) fresh: Vec<(Record, Option<u64>)>,
 }
 
 impl Authority {
-    pub(super) fn new(clock: ManualClock) -> Self {
+    pub(super) fn new(clock: ManualClock, kept_max: usize) -> Self {
         Authority {
             store: empty(&clock),
             clock,
             log: VecDeque::new(),
+            kept_max,
             format: Envelope::new(EnvelopeOptions::default()).unwrap(),
             fresh: Vec::new(),
         }
@@ -75,7 +75,7 @@ impl Authority {
             let record = Record { pos: after.pos, origin, change };
             self.log.push_back(record.clone());
             self.fresh.push((record, version));
-            if self.log.len() > KEPT_MAX {
+            if self.log.len() > self.kept_max {
                 self.log.pop_front();
             }
         }
