@@ -61,7 +61,7 @@ impl Machine {
         let (now_ms, origin, seeds) = {
             let mut state = world.state();
             let origin = state.rng.u64(1..);
-            state.origins[self.node] = origin;
+            state.boot(self.node, origin);
             (state.now_ms, origin, [0; 3].map(|_| state.rng.u64(..)))
         };
         let clock = {
@@ -202,12 +202,13 @@ impl Locked {
     }
 
     /// The source changes; the versions that it has now.
-    fn change(&self) -> Vec<(usize, u64)> {
+    fn change(&self, node: usize) -> Vec<(usize, u64)> {
         let mut state = self.0.state();
         self.1
             .iter()
             .map(|key| {
                 state.truth[*key] += 1;
+                state.given[node][*key] = state.truth[*key];
                 (*key, state.truth[*key])
             })
             .collect()
@@ -234,7 +235,7 @@ async fn write_on(node: usize, cache: &Node, world: &World, mut rng: Rng) {
         };
         let Some(locked) = Locked::all(world, (0..KEYS).filter(about)) else { continue };
         let began_ms = world.state().now_ms;
-        let changed = locked.change();
+        let changed = locked.change(node);
         match kind {
             0 => drop(cache.clear().await.unwrap()),
             1 | 2 => drop(cache.remove_tag(tag_of(key)).await.unwrap()),

@@ -34,6 +34,9 @@ struct Bound {
     at_ms: u64,
     version: u64,
     origin: u64,
+    /// Whose it was, and the version that this node had given the key by then.
+    node: usize,
+    own: u64,
 }
 
 enum Letter {
@@ -66,6 +69,9 @@ pub(super) struct State {
     bound: [Vec<Bound>; KEYS],
     /// What records of each node's process carry.
     pub(super) origins: [u64; NODES],
+    nodes: BTreeMap<u64, usize>,
+    /// The versions that each node has given.
+    pub(super) given: [[u64; KEYS]; NODES],
     /// What was acknowledged on a node.
     acknowledged: [[u64; KEYS]; NODES],
     /// Keys that somebody is about to change: the source has one writer per key at a time.
@@ -110,6 +116,8 @@ impl World {
             truth: [1; KEYS],
             bound: Default::default(),
             origins: [0; NODES],
+            nodes: BTreeMap::new(),
+            given: [[0; KEYS]; NODES],
             acknowledged: [[0; KEYS]; NODES],
             locked: [false; KEYS],
             violation: None,
@@ -247,6 +255,12 @@ impl State {
         }
     }
 
+    /// A process begins.
+    pub(super) fn boot(&mut self, node: usize, origin: u64) {
+        self.origins[node] = origin;
+        self.nodes.insert(origin, node);
+    }
+
     /// A node that was down is not well.
     pub(super) fn was_down(&mut self, node: usize) {
         self.unwell_at[node] = self.now_ms;
@@ -331,7 +345,9 @@ impl State {
                         self.bound[key].retain(|bound| bound.version <= version);
                         self.acknowledged.iter_mut().for_each(|of| of[key] = of[key].min(version));
                     }
-                    self.bound[key].push(Bound { at_ms: now_ms, version, origin: record.origin });
+                    let node = self.nodes[&record.origin];
+                    let own = self.given[node][key].min(version);
+                    self.bound[key].push(Bound { at_ms: now_ms, version, origin: record.origin, node, own });
                 }
             }
             for node in 0..NODES {
@@ -351,7 +367,9 @@ impl State {
             let most_ms = if self.unwell_at[node] < bound.at_ms { CONNECTED_MS } else { CUT_OFF_MS };
             bound.at_ms + most_ms < began_ms && bound.origin != self.origins[node]
         };
-        let due = self.bound[key].iter().filter(is_due).max_by_key(|bound| bound.version);
-        due.map_or((0, 0), |bound| (bound.at_ms, bound.version))
+        // A later process of the same node has to know of what it changed itself, not of what others had by then.
+        let least = |bound: &Bound| if bound.node == node { bound.own } else { bound.version };
+        let due = self.bound[key].iter().filter(is_due).max_by_key(|bound| least(bound));
+        due.map_or((0, 0), |bound| (bound.at_ms, least(bound)))
     }
 }
