@@ -163,6 +163,8 @@ pub struct Health {
     pub age_ms: u64,
     /// What is wrong with the cache itself.
     pub reasons: Vec<Reason>,
+    /// Whether this node may have missed what others removed; it then serves only what it has just confirmed.
+    pub is_suspect: bool,
     /// The share of the memory in use that the process may use; `None` without a limit.
     pub memory_share: Option<f64>,
     /// The tiers below L1, top first.
@@ -173,7 +175,7 @@ pub struct Health {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Reason {
-    /// In a word, which says nothing of where things are: `closed`, `memory`, `tiers_aside`; of a tier
+    /// In a word, which says nothing of where things are: `closed`, `memory`, `tiers_aside`, `suspect`; of a tier
     /// `no_answer`, `slow`, `errors`, `aside`, `undelivered`, `breaker`, `round_trip`, or `note` for what its
     /// backend says itself.
     pub kind: &'static str,
@@ -299,6 +301,7 @@ impl HealthOptions {
         &self,
         level: HealthLevel,
         is_closed: bool,
+        is_suspect: bool,
         memory_share: Option<f64>,
         tiers: Vec<TierHealth>,
     ) -> Health {
@@ -307,6 +310,11 @@ impl HealthOptions {
         if is_closed {
             let detail = "the cache is closed".to_owned();
             reasons.push(Reason { kind: "closed", state: Unhealthy, detail });
+        }
+        if is_suspect {
+            let detail =
+                "this node may have missed what others removed: the shared tier doesn't tell".to_owned();
+            reasons.push(Reason { kind: "suspect", state: Degraded, detail });
         }
         if let Some(share) = memory_share.filter(|share| *share >= self.memory_degraded) {
             let is_worse = self.memory_unhealthy.is_some_and(|bound| share >= bound);
@@ -320,7 +328,15 @@ impl HealthOptions {
             reasons.push(Reason { kind: "tiers_aside", state: Unhealthy, detail });
         }
         let of_tiers = tiers.iter().map(|tier| tier.state).max().unwrap_or_default();
-        Health { state: worst(&reasons).max(of_tiers), level, age_ms: 0, reasons, memory_share, tiers }
+        Health {
+            state: worst(&reasons).max(of_tiers),
+            level,
+            age_ms: 0,
+            reasons,
+            is_suspect,
+            memory_share,
+            tiers,
+        }
     }
 }
 

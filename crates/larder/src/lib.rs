@@ -9,6 +9,7 @@ extern crate self as larder;
 #[doc(hidden)]
 pub mod __macros;
 pub mod backend;
+pub mod bus;
 mod cache;
 pub mod clock;
 pub mod entry;
@@ -37,6 +38,7 @@ mod sync;
 pub mod tenant;
 mod tier;
 
+pub use bus::{BusOptions, BusStats};
 pub use cache::{
     Blocking, Builder, Cache, EntryState, Explanation, Hit, Key, KeyInfo, KeysPage, KeysRequest, LoadContext,
     LoadLockOptions, Loaded, Removal, Stale, TierExplanation, Value, Written,

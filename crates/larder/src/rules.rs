@@ -50,27 +50,76 @@ pub(crate) enum Rule {
     LookAgain,
     /// A flight that its runner drops lands all the same.
     DroppedLands,
+    /// What a shared tier could not be told is kept in a file.
+    JournalIsDurable,
+    /// Nothing is read above the shared tier before it has heard of what it missed.
+    CaughtUpFirst,
+    /// A cursor is kept only after what it covers was applied.
+    CursorFollowsData,
+    /// What another node removed or set is removed from L1.
+    ForeignRemoves,
+    /// A set of another node is applied as a removal.
+    ForeignSetRemoves,
+    /// A log that is not whole drops everything above it.
+    GapClears,
+    /// A log that was begun anew drops everything above it.
+    IncarnationClears,
+    /// Nobody joins a flight that began long ago while its node has not heard of the others.
+    FlightAge,
+    /// What is promoted keeps the moment at which it was known not to be outdated.
+    PromotionKeepsTime,
+    /// A node that has not heard of the others serves only what was known not to be outdated a short while ago.
+    Suspect,
 }
 
-#[cfg(not(larder_shuttle))]
+#[cfg(all(test, not(larder_shuttle)))]
+impl Rule {
+    /// Those that the simulation of nodes is about.
+    pub(crate) const OF_NODES: [Rule; 22] = [
+        Rule::Removed,
+        Rule::SetFencesLoad,
+        Rule::Tag,
+        Rule::Clear,
+        Rule::Incarnation,
+        Rule::Join,
+        Rule::TicketFirst,
+        Rule::BottomUp,
+        Rule::StampOrder,
+        Rule::RefusedSetRemoves,
+        Rule::AsideIsNotRead,
+        Rule::UndeliveredIsKept,
+        Rule::FailedSetRemoves,
+        Rule::JournalIsDurable,
+        Rule::CaughtUpFirst,
+        Rule::CursorFollowsData,
+        Rule::ForeignRemoves,
+        Rule::ForeignSetRemoves,
+        Rule::GapClears,
+        Rule::IncarnationClears,
+        Rule::Suspect,
+        Rule::PromotionKeepsTime,
+    ];
+}
+
+#[cfg(not(any(larder_shuttle, test)))]
 #[inline(always)]
 pub(crate) fn holds(_: Rule) -> bool {
     true
 }
 
-#[cfg(larder_shuttle)]
+#[cfg(any(larder_shuttle, test))]
 std::thread_local! {
-    // Shuttle runs all tasks of a schedule on the thread of its test.
+    // Shuttle runs all tasks of a schedule on the thread of its test, and so does the simulation of nodes.
     static SWITCHED_OFF: std::cell::Cell<Option<Rule>> = const { std::cell::Cell::new(None) };
 }
 
-#[cfg(larder_shuttle)]
+#[cfg(any(larder_shuttle, test))]
 pub(crate) fn holds(rule: Rule) -> bool {
     SWITCHED_OFF.get() != Some(rule)
 }
 
 /// Runs `then` on this thread without a rule.
-#[cfg(all(test, larder_shuttle))]
+#[cfg(test)]
 pub(crate) fn without<T>(rule: Option<Rule>, then: impl FnOnce() -> T) -> T {
     struct Restore;
     impl Drop for Restore {

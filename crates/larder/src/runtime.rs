@@ -43,6 +43,13 @@ pub(crate) fn current() -> Handle {
     Handle::try_current().unwrap_or_else(|_| own().clone())
 }
 
+/// Where the background of a cache with this clock runs.
+#[cfg(not(larder_shuttle))]
+pub(crate) fn of(clock: &crate::clock::Clock) -> Handle {
+    // Not the caller's by default: a cache in a static outlives the runtimes of tests that use it.
+    if clock.is_of_runtime() { current() } else { own().clone() }
+}
+
 /// Runs a future to its end in the background.
 #[cfg(not(larder_shuttle))]
 pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
@@ -52,6 +59,20 @@ pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
 #[cfg(larder_shuttle)]
 pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
     drop(shuttle::future::spawn(future));
+}
+
+/// Runs what may wait for a disk on a thread that may wait. By a clock that stands still meanwhile, here.
+///
+/// # Errors
+/// When the runtime is shut down, or it panics.
+pub(crate) async fn blocking<T: Send + 'static>(
+    clock: &crate::clock::Clock,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, tokio::task::JoinError> {
+    if clock.is_of_runtime() {
+        return Ok(run());
+    }
+    tokio::task::spawn_blocking(run).await
 }
 
 /// A timer on larder's own runtime, so that it works outside of any, in one without timers, and while the

@@ -1,5 +1,6 @@
 //! What a cache counts, and how without a counter that all threads write.
 
+use crate::bus::BusStats;
 use crate::guard::GuardStats;
 use serde::Serialize;
 use std::cell::Cell;
@@ -230,6 +231,8 @@ pub struct Stats {
     pub flights: u64,
     /// The tiers below L1, top first.
     pub tiers: Vec<TierStats>,
+    /// What is known of other nodes; `None` without a tier that they share.
+    pub bus: Option<BusStats>,
 }
 
 /// Entries that left L1, by reason.

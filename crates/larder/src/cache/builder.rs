@@ -5,7 +5,8 @@ use super::health::Keeper;
 use super::reports::Streaks;
 use super::turn::LoadLock;
 use super::{Cache, Format, Key, LoadLockOptions, OnDiscard, Shared, Value, Weigh};
-use crate::backend::Backend;
+use crate::backend::{Backend, Log};
+use crate::bus::{Bus, BusOptions, Hub, Journal, Kept};
 use crate::clock::Clock;
 use crate::entry::check_tag;
 use crate::envelope::{Envelope, EnvelopeOptions};
@@ -60,6 +61,7 @@ pub struct Builder<K, V> {
     health: HealthOptions,
     load_lock: Option<(Locks, LoadLockOptions)>,
     breaker_share: Option<Arc<dyn BreakerShare>>,
+    bus: BusOptions,
 }
 
 impl<K: Key, V: Value> Builder<K, V> {
@@ -89,6 +91,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             health: HealthOptions::default(),
             load_lock: None,
             breaker_share: None,
+            bus: BusOptions::default(),
         }
     }
 
@@ -247,6 +250,13 @@ impl<K: Key, V: Value> Builder<K, V> {
         self
     }
 
+    /// How the cache follows a tier that it shares with other nodes. It does by itself where the lowest tier is one,
+    /// as Redis is: what other nodes remove or set is removed from L1 and from the tiers above.
+    pub fn bus(mut self, bus: BusOptions) -> Self {
+        self.bus = bus;
+        self
+    }
+
     /// How values are encoded for the tiers.
     pub fn envelope(mut self, envelope: EnvelopeOptions) -> Self {
         self.envelope = envelope;
@@ -356,9 +366,23 @@ impl<K: Key, V: Value> Builder<K, V> {
         }
         let sharing = |share| Sharing::new(share, clock.clone(), &breaker_names);
         let sharing = self.breaker_share.map(sharing);
+        let bus = follow_which(&tiers, &self.bus, &clock)?;
+        if let (Some(bus), Some(path)) = (&bus, &self.bus.journal) {
+            let (journal, notes, damage) = Journal::open(path)?;
+            if let Some(damage) = damage {
+                tracing::error!(damage, "the journal of undelivered removals");
+            }
+            let authority = tiers.remove(bus.authority);
+            tiers.insert(bus.authority, authority.with_journal(journal, &notes));
+        }
+        let hub = tiers.last().map(|tier| Hub::of(&tier.backend));
         let shared = Arc::new(Shared {
             l1: L1::new(limits, fastrand::u64(..), self.on_evict, Arc::clone(&counters)),
             flights: Arc::new(Flights::new(self.flights_max, self.waiters_max)),
+            is_named: AtomicBool::new(bus.is_some()),
+            bus: bus.map(Arc::new),
+            hub,
+            kept_cursors: crate::sync::Unscheduled::new(Kept::default()),
             tiers,
             format: self.make_format.map(|make| make(envelope)),
             weigh: self.weigh,
@@ -383,11 +407,16 @@ impl<K: Key, V: Value> Builder<K, V> {
         });
         // The first reading starts the coarse clock's thread, which no hit should have to do.
         shared.clock.coarse_ms();
-        super::maintain::start(&shared, self.pressure.map(Watch::new));
+        if let Some(bus) = &shared.bus {
+            // Nothing is known of the others yet.
+            shared.l1.set_trust(0, bus.serve_ms());
+        }
         let space = match shared.tenants {
             Some(_) => Arc::new(Space::unbound(self.namespace)),
             None => shared.space(&self.namespace),
         };
+        super::follow::start(&shared);
+        super::maintain::start(&shared, self.pressure.map(Watch::new));
         Ok(Cache { shared, space, defaults: Arc::new(self.defaults) })
     }
 }
@@ -411,6 +440,46 @@ fn check_breaker_names(names: &[String], is_shared: bool) -> Result<()> {
         return refuse("share_breakers is set, but no tier has a breaker_name".to_owned());
     }
     Ok(())
+}
+
+/// The log that the cache follows: that of the lowest tier, if it is one that nodes share.
+///
+/// # Errors
+/// [`ErrorKind::Config`] when settings or tiers contradict each other.
+fn follow_which(tiers: &[Tier], options: &BusOptions, clock: &Clock) -> Result<Option<Bus>> {
+    let refused = |message: String| Err(Error::new(ErrorKind::Config, "build").message(message));
+    options.check()?;
+    let Some(authority) = tiers.iter().rposition(|tier| tier.backend.log().is_some()) else {
+        if options.journal.is_some() {
+            return refused(
+                "bus.journal is set, and no tier is shared by nodes; a journal is for removals that a shared tier \
+                 could not be told"
+                    .to_owned(),
+            );
+        }
+        return Ok(None);
+    };
+    let (shared, below) = (&tiers[authority], tiers.get(authority + 1));
+    if let Some(below) = below {
+        return refused(format!(
+            "tier \"{}\" is below \"{}\", which nodes share; a tier that only some of them see would give back to \
+             all what others removed: put it above",
+            below.name(),
+            shared.name()
+        ));
+    }
+    if let Some(above) = tiers[..authority].iter().find(|tier| tier.hides_keys() != shared.hides_keys()) {
+        return refused(format!(
+            "hide_keys is {} for \"{}\" and {} for \"{}\"; it has to be the same, because the log of the shared tier \
+             names keys as that tier knows them",
+            above.hides_keys(),
+            above.name(),
+            shared.hides_keys(),
+            shared.name()
+        ));
+    }
+    let log: &dyn Log = shared.backend.log().expect("it was found by it");
+    Ok(Some(Bus::new(authority, log.shards(), log.origin(), options.clone(), clock.clone())))
 }
 
 impl<K, V> Builder<K, V>

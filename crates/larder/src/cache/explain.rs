@@ -26,6 +26,9 @@ pub struct Explanation {
     pub tiers: Vec<TierExplanation>,
     /// Whether a load of the key is under way.
     pub is_loading: bool,
+    /// Whether this node may have missed what others removed: then L1 serves only what was known not to be outdated a
+    /// short while ago, and tiers above the shared one are passed by.
+    pub is_suspect: bool,
 }
 
 /// What one tier knows of a key.
@@ -35,7 +38,8 @@ pub struct TierExplanation {
     /// "l1" or the tier's name.
     pub tier: String,
     /// In a word: `fresh`, `stale`, `absent`, `expired`, `tag` (one of its tags was removed), `cleared`,
-    /// `aside` (the tier is set aside or did not answer), or the reason why the envelope was refused.
+    /// `aside` (the tier is set aside or did not answer), `suspect` (it may hold what other nodes removed, and is passed
+    /// by), or the reason why the envelope was refused.
     pub state: String,
     /// Whether it sees a keyed hash in the place of the key.
     pub is_key_hidden: bool,
@@ -87,15 +91,19 @@ impl<K: Key, V: Value> Cache<K, V> {
     {
         let Ok(this) = self.view() else {
             let namespace = self.space.namespace.to_string();
-            return Explanation { namespace, tiers: Vec::new(), is_loading: false };
+            return Explanation { namespace, tiers: Vec::new(), is_loading: false, is_suspect: false };
         };
         let shared = &this.shared;
         let mut tiers = vec![this.explain_l1(key)];
         if let Ok(Some(entry_key)) = shared.encode(&this.space, &key.to_owned()) {
-            for tier in &shared.tiers {
+            for (position, tier) in shared.tiers.iter().enumerate() {
                 let name = tier.key(&entry_key);
                 let read = tier.read(std::slice::from_ref(&name)).await.pop();
-                tiers.push(this.explain_tier(tier, &name, read));
+                let explained = this.explain_tier(tier, &name, read);
+                tiers.push(match shared.may_read(position, &this.space.namespace) {
+                    true => explained,
+                    false => TierExplanation { state: "suspect".to_owned(), ..explained },
+                });
             }
         }
         let slot = Slot { space: this.space.id, key: key.to_owned() };
@@ -103,6 +111,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             namespace: this.space.namespace.to_string(),
             tiers,
             is_loading: shared.flights.is_flying(&slot, Purpose::Load),
+            is_suspect: shared.is_suspect(),
         }
     }
 
@@ -119,7 +128,10 @@ impl<K: Key, V: Value> Cache<K, V> {
             return Some(entry);
         }
         let entry_key = this.shared.encode(&this.space, &key.to_owned()).ok()??;
-        for tier in &this.shared.tiers {
+        for (position, tier) in this.shared.tiers.iter().enumerate() {
+            if !this.shared.may_read(position, &this.space.namespace) {
+                continue;
+            }
             let name = tier.key(&entry_key);
             let read = tier.read(std::slice::from_ref(&name)).await.pop();
             if let Some(entry) = of(this.explain_tier(tier, &name, read)) {
@@ -147,7 +159,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     {
         let shared = &self.shared;
         let now = shared.now();
-        let found = shared.l1.get(&self.space, key, |resident| {
+        let found = shared.l1.get(&self.space, key, now.mono_ms, |resident| {
             let state = match (resident.is_gone(now.mono_ms), resident.fresh_ms_left(now.mono_ms)) {
                 (true, _) => "expired",
                 (false, Some(0)) => "stale",
@@ -264,6 +276,9 @@ impl fmt::Display for Explanation {
         }
         if self.is_loading {
             writeln!(f, "a load is under way")?;
+        }
+        if self.is_suspect {
+            writeln!(f, "suspect: what other nodes removed is not known at the moment")?;
         }
         Ok(())
     }

@@ -52,6 +52,8 @@ pub(crate) struct Flight<K, V> {
     number: u64,
     /// L1's ticket, taken before anything was read.
     pub(crate) ticket: Ticket,
+    /// When that was, on the monotonic clock.
+    pub(crate) began_ms: u64,
     slot: Slot<K>,
     purpose: Purpose,
     /// Of slot and purpose, by the hasher of the table.
@@ -110,7 +112,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
         purpose: Purpose,
         may_join: impl FnOnce(&Flight<K, V>) -> bool,
         look_again: impl FnOnce() -> Option<T>,
-        ticket: impl FnOnce() -> Ticket,
+        depart: impl FnOnce() -> (Ticket, u64),
     ) -> Boarding<K, V, T> {
         let hash = self.hasher.hash_one((slot, purpose));
         let mut shard = self.shard(hash).lock();
@@ -133,9 +135,11 @@ impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
             self.under_way.fetch_sub(1, SeqCst);
             return Boarding::Refused(overloaded("loads under way", self.flights_max));
         }
+        let (ticket, began_ms) = depart();
         let flight = Arc::new(Flight {
             number: next_number(),
-            ticket: ticket(),
+            ticket,
+            began_ms,
             slot: slot.clone(),
             purpose,
             hash,

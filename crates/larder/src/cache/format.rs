@@ -19,6 +19,9 @@ pub(crate) trait Format<K, V>: Send + Sync {
     /// The entry under the current key; `None` if it is.
     fn renew(&self, key: &EntryKey, sealed: &Bytes) -> Result<Option<Bytes>, Refused>;
     fn protection(&self) -> Option<&Protection>;
+    /// Seals and opens pairs of numbers that the cache itself keeps in a tier.
+    fn seal_pairs(&self, key: &EntryKey, meta: &Meta, pairs: &[(u64, u64)]) -> Result<Bytes>;
+    fn open_pairs(&self, key: &EntryKey, sealed: &Bytes) -> Option<Vec<(u64, u64)>>;
 }
 
 impl<K: Serialize, V: Serialize + DeserializeOwned> Format<K, V> for Envelope {
@@ -48,5 +51,13 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Format<K, V> for Envelope {
 
     fn protection(&self) -> Option<&Protection> {
         Envelope::protection(self)
+    }
+
+    fn seal_pairs(&self, key: &EntryKey, meta: &Meta, pairs: &[(u64, u64)]) -> Result<Bytes> {
+        Envelope::seal(self, key, meta, Some(&pairs.to_vec()))
+    }
+
+    fn open_pairs(&self, key: &EntryKey, sealed: &Bytes) -> Option<Vec<(u64, u64)>> {
+        Envelope::open::<Vec<(u64, u64)>>(self, key, sealed).ok()?.1
     }
 }

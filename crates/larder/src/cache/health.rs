@@ -96,7 +96,8 @@ impl<K: Key, V: Value> Shared<K, V> {
 
     fn sum_up(&self, level: HealthLevel, tiers: Vec<TierHealth>) -> Health {
         let memory = self.health.memory.as_ref().and_then(|source| source.read()).map(share_used);
-        self.health.options.sum_up(level, self.is_closed.load(SeqCst), memory, tiers)
+        let is_closed = self.is_closed.load(SeqCst);
+        self.health.options.sum_up(level, is_closed, self.is_suspect(), memory, tiers)
     }
 
     /// The last answer if it is new, else one that is being made.
@@ -134,7 +135,7 @@ impl<K: Key, V: Value> Shared<K, V> {
                 let error = Error::new(ErrorKind::Panicked, "check").backend(tier.name().to_owned());
                 Asked { ping: Some(Err(error.message(message))), ..Asked::default() }
             };
-            catch_panic(self.ask(tier, level)).await.unwrap_or_else(panicked)
+            catch_panic(self.check_tier(tier, level)).await.unwrap_or_else(panicked)
         });
         let asked = together(asked.collect()).await;
         let judged = self.tiers.iter().zip(asked);
@@ -143,7 +144,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         self.sum_up(level, tiers)
     }
 
-    async fn ask(&self, tier: &Tier, level: HealthLevel) -> Asked {
+    async fn check_tier(&self, tier: &Tier, level: HealthLevel) -> Asked {
         let timeout = self.health.options.timeout;
         let ping = tier.sign_of_life(timeout).await;
         // What is set aside is not read and does not hear of removals: a round trip would prove nothing.

@@ -239,11 +239,17 @@ impl<K: Key, V: Value> Shared<K, V> {
                 .iter()
                 .map(|one| tier.key(one.entry_key.as_ref().expect("a cache with tiers encodes keys")))
                 .collect();
-            let reads = tier.read(&keys).await;
+            let reads = match self.may_read(position, &space.namespace) {
+                true => tier.read(&keys).await,
+                false => tier.pass_by(keys.len()),
+            };
+            // A suspicion that arose meanwhile makes the answer too old.
+            let is_trusted = self.may_read(position, &space.namespace);
             let mut missing = Vec::with_capacity(pending.len());
             for ((mut one, key), read) in pending.into_iter().zip(&keys).zip(reads) {
                 let found = match read {
                     TierRead::Unavailable => None,
+                    _ if !is_trusted => None,
                     TierRead::Missed { ticket, why } => {
                         tracing::trace!(tier = tier.name(), ?why, "miss");
                         one.tickets[position] = Some(ticket);
@@ -298,15 +304,11 @@ impl<K: Key, V: Value> Shared<K, V> {
         let mut renewals = Vec::new();
         for (one, answer, sealed) in fresh {
             let from = usize::from(answer.from_tier) - 1;
-            let ticket = match holds(Rule::TicketFirst) {
-                true => one.item.landing.flight().ticket,
-                false => self.l1.ticket(),
-            };
             let key = one.entry_key.expect("it was found in a tier");
             // A copy is a load: it yields to every set and removal that came since.
             let meta = Meta { kind: EntryKind::Load, ..answer.meta.clone() };
             let entry = (answer.value.clone(), meta.clone(), answer.from_tier);
-            self.publish(space, &one.item.key, entry, Some(ticket), options);
+            self.publish(space, &one.item.key, entry, one.item.landing.flight(), options);
             let value = answer.value.clone();
             one.item.landing.land(Ok(Some(answer)));
             self.tiers[from].counters().promotions.fetch_add(1, Relaxed);
@@ -359,21 +361,15 @@ impl<K: Key, V: Value> Shared<K, V> {
         let Some(stale) = one.stale.take_if(|stale| wall_ms < stale.meta.revalidate_until_ms) else {
             return Some(one);
         };
-        let ticket = one.item.landing.flight().ticket;
         let meta = Meta { kind: EntryKind::Load, ..stale.meta.clone() };
-        self.publish(
-            space,
-            &one.item.key,
-            (stale.value.clone(), meta, stale.from_tier),
-            Some(ticket),
-            options,
-        );
+        let entry = (stale.value.clone(), meta, stale.from_tier);
+        self.publish(space, &one.item.key, entry, one.item.landing.flight(), options);
         let met = self.l1.seen(space, &one.item.key, self.now()).map(Box::new);
         let is_met = met.as_ref().is_some_and(|met| met.meta.stamp == stale.meta.stamp);
         let refreshes_tier = if is_met { stale.from_tier } else { 0 };
         one.item.landing.land(Ok(Some(stale)));
         let slot = Slot { space: space.id, key: one.item.key.clone() };
-        match self.flights.board(&slot, Purpose::Load, |_| true, || None::<()>, || self.l1.ticket()) {
+        match self.flights.board(&slot, Purpose::Load, |_| true, || None::<()>, || self.depart()) {
             Boarding::Started(landing) => {
                 self.counters.add(Count::Refresh);
                 let item = Item { key: slot.key, landing, met, mode: Mode::Refresh };
@@ -484,8 +480,8 @@ impl<K: Key, V: Value> Shared<K, V> {
         let Item { key, landing, .. } = one.item;
         if is_stored {
             let entry = (answer.value.clone(), answer.meta.clone(), 0);
-            let ticket = Some(landing.flight().ticket);
-            if self.publish_at(load.now, space, &key, entry, ticket, options) == Published::Fenced {
+            let began = Some((landing.flight().ticket, self.known_ms(landing.flight().began_ms, 0)));
+            if self.publish_at(load.now, space, &key, entry, began, options) == Published::Fenced {
                 self.counters.add(Count::LoadFenced);
             }
         } else {
@@ -562,13 +558,13 @@ impl<K: Key, V: Value> Shared<K, V> {
         let ticket = landing.flight().ticket;
         if let Some(stale) = one.stale
             && !stale.meta.is_gone(self.clock.wall_ms())
-            && !self.l1.moved(space, &key, ticket)
+            && !self.l1.moved(space, &key, self.name(space, &key), ticket)
             && !self.l1.tags_moved(space, &stale.meta.tags, ticket)
         {
             self.counters.add(Count::StaleOnError);
             let meta = Meta { kind: EntryKind::Load, ..stale.meta.clone() };
             let entry = (stale.value.clone(), meta, stale.from_tier);
-            if self.publish(space, &key, entry, Some(ticket), options) == Published::Stored {
+            if self.publish(space, &key, entry, landing.flight(), options) == Published::Stored {
                 self.l1.throttle(space, &key, stale.meta.stamp, now, retry_at_ms);
             }
             landing.land(Ok(Some(stale)));

@@ -26,8 +26,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 /// Starts the maintenance of a cache; it ends when the last clone is dropped.
 #[cfg(not(larder_shuttle))]
 pub(super) fn start<K: Key, V: Value>(shared: &Arc<Shared<K, V>>, watch: Option<Watch>) {
-    // On larder's own runtime: a cache in a static outlives the runtimes of tests that use it.
-    drop(crate::runtime::own().spawn(maintain(Arc::downgrade(shared), shared.clock.clone(), watch)));
+    let runtime = crate::runtime::of(&shared.clock);
+    drop(runtime.spawn(maintain(Arc::downgrade(shared), shared.clock.clone(), watch)));
 }
 
 #[cfg(larder_shuttle)]
@@ -87,7 +87,7 @@ struct Errand(Option<tokio::task::JoinHandle<()>>);
 impl Errand {
     fn begin(&mut self, errand: impl Future<Output = ()> + Send + 'static) {
         if self.0.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
-            self.0 = Some(crate::runtime::own().spawn(errand));
+            self.0 = Some(crate::runtime::current().spawn(errand));
         }
     }
 }

@@ -7,6 +7,7 @@ mod blocking;
 mod builder;
 mod explain;
 mod flight;
+mod follow;
 mod format;
 mod health;
 mod keys;
@@ -20,6 +21,9 @@ mod reports;
 mod rotate;
 #[cfg(all(test, larder_shuttle))]
 mod schedules;
+#[cfg(all(test, not(larder_shuttle)))]
+#[allow(clippy::unwrap_used, clippy::print_stdout, clippy::field_reassign_with_default, reason = "tests")]
+mod simulation;
 mod tenants;
 mod turn;
 mod wait;
@@ -41,20 +45,22 @@ pub(crate) use format::Format;
 pub(crate) use load::{catch_panic, loader_failed};
 
 use crate::backend::Ticket;
+use crate::bus::{Bus, Hub, Kept};
 use crate::clock::{Clock, NEVER_MS, millis};
 use crate::entry::{EntryKind, Meta, Tags};
 use crate::error::Result;
 use crate::guard::Sharing;
 use crate::key::{EntryKey, Namespace};
-use crate::l1::{Entry, L1, Now, Published, Space};
+use crate::l1::{Entry, L1, Now, Provenance, Published, Space};
 use crate::options::EntryOptions;
+use crate::rules::{Rule, holds};
 use crate::stamp::StampClock;
 use crate::stats::{Counters, Stats};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Unscheduled};
 use crate::tenant::TenantFrom;
 use crate::tier::Tier;
 use bytes::Bytes;
-use flight::Flights;
+use flight::{Flight, Flights};
 use reports::Streaks;
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -130,6 +136,13 @@ pub(crate) struct Shared<K: Hash + Eq, V: Clone> {
     l1: L1<K, V>,
     flights: Arc<Flights<K, V>>,
     tiers: Vec<Tier>,
+    /// Where the lowest tier has a log.
+    bus: Option<Arc<Bus>>,
+    /// The caches of this process over the same lowest tier.
+    hub: Option<Arc<Hub>>,
+    /// Whether entries of L1 know the names of their keys, because somebody else may change them.
+    is_named: AtomicBool,
+    kept_cursors: Unscheduled<Kept>,
     format: Option<Arc<dyn Format<K, V>>>,
     weigh: Option<Weigh<K, V>>,
     l1_ttl_max: Duration,
@@ -205,6 +218,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             weight_max: shared.l1.weight_max(),
             flights: shared.flights.under_way() as u64,
             tiers: shared.tiers.iter().map(Tier::stats).collect(),
+            bus: shared.bus_stats(),
             ..counted
         }
     }
@@ -224,10 +238,16 @@ impl<K: Key, V: Value> Shared<K, V> {
         if spaces.len() >= SPACES_MAX {
             // Nobody holds a view of these. What L1 has of them is never found again, and goes in time.
             spaces.retain(|_, space| Arc::strong_count(space) > 1);
+            if let Some(bus) = &self.bus {
+                bus.keep(|followed| spaces.contains_key(followed));
+            }
         }
         let id = self.next_space.fetch_add(1, Relaxed);
         let space = Arc::new(Space { id, namespace: namespace.clone() });
         spaces.insert(namespace.clone(), Arc::clone(&space));
+        if let Some(bus) = &self.bus {
+            bus.join(namespace);
+        }
         space
     }
 
@@ -269,27 +289,40 @@ impl<K: Key, V: Value> Shared<K, V> {
         }
     }
 
-    /// Puts a value into L1. Without a ticket it is taken while nobody else can write the key, so that only
-    /// a later stamp can refuse it.
+    /// Puts what a flight found into L1.
     fn publish(
         &self,
         space: &Space,
         key: &K,
         entry: (Option<V>, Meta, u8),
-        ticket: Option<Ticket>,
+        flight: &Flight<K, V>,
         options: &EntryOptions,
     ) -> Published {
-        self.publish_at(self.now(), space, key, entry, ticket, options)
+        let known_ms = self.known_ms(flight.began_ms, entry.2);
+        self.publish_at(
+            self.now(),
+            space,
+            key,
+            entry,
+            Some((self.promotion_ticket(flight), known_ms)),
+            options,
+        )
     }
 
-    /// [`publish`](Self::publish) as of a moment that has just been.
+    fn promotion_ticket(&self, flight: &Flight<K, V>) -> Ticket {
+        if holds(Rule::TicketFirst) { flight.ticket } else { self.l1.ticket() }
+    }
+
+    /// Puts a value into L1 as of a moment that has just been, with a ticket and since when it is known not to be
+    /// outdated. Without them it is taken while nobody else can write the key, so that only a later stamp can
+    /// refuse it.
     fn publish_at(
         &self,
         now: Now,
         space: &Space,
         key: &K,
         (value, meta, from_tier): (Option<V>, Meta, u8),
-        ticket: Option<Ticket>,
+        began: Option<(Ticket, u64)>,
         options: &EntryOptions,
     ) -> Published {
         let weight = match (&self.weigh, &value) {
@@ -297,7 +330,23 @@ impl<K: Key, V: Value> Shared<K, V> {
             _ => 1,
         };
         let meta = cap(meta, self.l1_ttl_max, now.wall_ms);
-        self.l1.publish(space, key, Entry { value, meta, ticket, weight, from_tier }, options, now)
+        let known_ms = began.map_or(now.mono_ms, |(_, known_ms)| known_ms);
+        let provenance = self.name(space, key).map(|name| Provenance { name, known_ms });
+        let ticket = began.map(|(ticket, _)| ticket);
+        self.l1.publish(
+            space,
+            key,
+            Entry { value, meta, ticket, weight, from_tier, provenance },
+            options,
+            now,
+        )
+    }
+
+    /// The ticket and the moment with which something begins now.
+    fn depart(&self) -> (Ticket, u64) {
+        // The moment first: it says that whatever is older than the ticket is known since then.
+        let began_ms = self.clock.coarse_ms();
+        (self.l1.ticket(), began_ms)
     }
 
     fn now(&self) -> Now {

@@ -123,7 +123,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let this = &*self.view().ok()?;
         let shared = &this.shared;
         let now = shared.now();
-        let in_l1 = shared.l1.get(&this.space, key, |resident| {
+        let in_l1 = shared.l1.get(&this.space, key, now.mono_ms, |resident| {
             resident.touch(now.mono_ms, || fastrand::u64(..));
             // Before the copy is taken, since it slides what slides.
             let freshness = resident.freshness(now.mono_ms, &this.defaults);

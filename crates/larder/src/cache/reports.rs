@@ -127,7 +127,7 @@ impl<K: Key, V: Value> Shared<K, V> {
     fn has_in_l1(&self, space: &Space, key: &K) -> bool {
         let mono_ms = self.clock.mono_ms();
         self.l1
-            .peek(space, key, |resident| resident.value.is_some() && !resident.is_gone(mono_ms))
+            .peek(space, key, mono_ms, |resident| resident.value.is_some() && !resident.is_gone(mono_ms))
             .unwrap_or(false)
     }
 

@@ -42,7 +42,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let shared = &self.shared;
         let slot = Slot { space: self.space.id, key };
         let boarding =
-            shared.flights.board(&slot, Purpose::Load, |_| true, || None::<()>, || shared.l1.ticket());
+            shared.flights.board(&slot, Purpose::Load, |_| true, || None::<()>, || shared.depart());
         if let Boarding::Started(landing) = boarding {
             shared.counters.add(Count::Refresh);
             let item = Item { key: slot.key, landing, met: Some(met), mode: Mode::Refresh };
@@ -97,6 +97,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let left = time_left(&shared.clock, options.load_timeout_hard);
         // A flight that began before this position was refused to this caller.
         let mut begins_at = 0;
+        let name = shared.name(&self.space, &slot.key);
         loop {
             let joined_at = shared.l1.ticket().pos;
             let boarding = shared.flights.board(
@@ -105,10 +106,10 @@ impl<K: Key, V: Value> Cache<K, V> {
                 |flight| {
                     mode != Mode::Reload
                         && flight.ticket.pos >= begins_at
-                        && !shared.l1.moved(&self.space, &slot.key, flight.ticket)
+                        && shared.may_join(&self.space, &slot.key, name, flight)
                 },
                 || if mode == Mode::Fill { self.look_again(&slot.key, purpose) } else { None },
-                || shared.l1.ticket(),
+                || shared.depart(),
             );
             let (flight, is_first) = match boarding {
                 Boarding::Found(answer) => return Ok(Some(answer)),
@@ -174,8 +175,8 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// would call the eviction listener.
     fn look_again(&self, key: &K, purpose: Purpose) -> Option<Answer<V>> {
         let shared = &self.shared;
-        let answer = shared.l1.peek(&self.space, key, |resident| {
-            let now = shared.now();
+        let now = shared.now();
+        let answer = shared.l1.peek(&self.space, key, now.mono_ms, |resident| {
             let (is_servable, is_stale) = match resident.freshness(now.mono_ms, &self.defaults) {
                 Freshness::Fresh | Freshness::RefreshDue => (true, false),
                 // It stands in for a load that has just failed, not for what a tier may have.
@@ -233,13 +234,14 @@ impl<K: Key, V: Value> Cache<K, V> {
                 continue;
             }
             let slot = Slot { space: self.space.id, key: key.clone() };
+            let name = shared.name(&self.space, key);
             let joined_at = shared.l1.ticket().pos;
             let boarding = shared.flights.board(
                 &slot,
                 purpose,
-                |flight| !shared.l1.moved(&self.space, key, flight.ticket),
+                |flight| shared.may_join(&self.space, key, name, flight),
                 || self.look_again(key, purpose),
-                || shared.l1.ticket(),
+                || shared.depart(),
             );
             match boarding {
                 Boarding::Started(landing) if is_served => {

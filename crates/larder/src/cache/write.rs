@@ -5,7 +5,7 @@
 
 use super::promise::{Duty, Promise, Wait};
 use super::{Cache, Key, Shared, Value};
-use crate::backend::{Mark, Put, PutOutcome, Ticket};
+use crate::backend::{Change, Mark, Put, PutOutcome, Ticket};
 use crate::entry::{EntryKind, check_tag};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{EntryKey, Pattern};
@@ -44,8 +44,13 @@ pub enum Written {
 pub struct Removal {
     /// Whether a value was there. For tags and clears, which look at no entry, `false`.
     pub existed: bool,
-    /// A tier could not be told yet. It is not read until it was; the memory of that ends with the process.
+    /// A tier could not be told yet. It is not read until it was. Other nodes hear of a removal when the tier that they
+    /// share does.
     pub is_queued: bool,
+    /// What is queued survives the end of the process: the tier that could not be told is the shared one, and
+    /// [`BusOptions::journal`](crate::BusOptions#structfield.journal) has it. Otherwise the memory of it ends with the
+    /// process.
+    pub is_journaled: bool,
 }
 
 /// Tries of a set that a removal of a neighbouring key fences. Each begins later than that removal, so one
@@ -156,7 +161,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let shared = &this.shared;
         if shared.tiers.is_empty() {
             let remove = |key| shared.remove_in_l1(&this.space, key, EvictReason::Removed);
-            let existed = |key| Removal { existed: remove(key), is_queued: false };
+            let existed = |key| Removal { existed: remove(key), ..Removal::default() };
             return keys.iter().map(|key| Ok(existed(key))).collect();
         }
         let (shared, space, count) = (Arc::clone(shared), Arc::clone(&this.space), keys.len());
@@ -192,7 +197,12 @@ impl<K: Key, V: Value> Cache<K, V> {
             let delivered = shared.below(tier::Removal::Mark(&space.namespace, &mark)).await;
             shared.streaks.forget_all(&space);
             shared.l1.mark(&space, &mark);
-            Removal { existed: false, is_queued: delivered == Delivered::Later }
+            let change = match &mark {
+                Mark::Tag(tag) => Change::Tag(tag.clone()),
+                Mark::Clear => Change::Cleared,
+            };
+            shared.tell(&space, |_| vec![change]).await;
+            queued(&delivered)
         };
         if self.shared.tiers.is_empty() { Ok(marked.await) } else { self.run_to_end(marked).await }
     }
@@ -207,6 +217,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         write: impl Future<Output = T> + Send + 'static,
     ) -> Result<T> {
         let under_way = UnderWay::begin(&self.shared.writes);
+        let epoch = self.shared.hub.as_ref().map(|hub| hub.begin());
         // Asked again, now that `close` waits for this write.
         self.open()?;
         let promise = Arc::new(Promise::new());
@@ -214,7 +225,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let duty = Duty::new(&promise, "write");
         crate::runtime::spawn(async move {
             let output = write.await;
-            drop(under_way);
+            drop((under_way, epoch));
             duty.done(output);
         });
         done.await
@@ -225,6 +236,16 @@ impl<K: Key, V: Value> Cache<K, V> {
             return Err(Error::new(ErrorKind::Closed, "write").message("the cache was closed"));
         }
         Ok(())
+    }
+}
+
+/// The answer of a removal that was delivered or kept, where it is not known what was there.
+fn queued(delivered: &Delivered) -> Removal {
+    match *delivered {
+        Delivered::Now(_) => Removal::default(),
+        Delivered::Later { is_durable } => {
+            Removal { existed: false, is_queued: true, is_journaled: is_durable }
+        }
     }
 }
 
@@ -260,12 +281,13 @@ impl<K: Key + serde::Serialize, V: Value> Cache<K, V> {
         let removed = async move {
             let below = match shared.below(tier::Removal::Matching(&space.namespace, &pattern)).await {
                 Delivered::Now(counts) => counts.first().copied().unwrap_or(0),
-                Delivered::Later => 0,
+                Delivered::Later { .. } => 0,
             };
             shared.streaks.forget_all(&space);
             let in_l1 = shared.l1.remove_matching(&space, |key| {
                 EntryKey::new(&space.namespace, key).is_ok_and(|key| pattern.matches(&key.text()))
             });
+            shared.tell(&space, |_| vec![Change::Matching(pattern)]).await;
             below.max(in_l1)
         };
         if self.shared.tiers.is_empty() { Ok(removed.await) } else { self.run_to_end(removed).await }
@@ -297,7 +319,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         let key = self.encode(space, &item.key)?.expect("a cache with tiers encodes keys");
         self.adopt_stamps().await;
         for _ in 0..SET_TRIES {
-            let ticket = self.l1.ticket();
+            let began = self.depart();
             let wall_ms = self.clock.wall_ms();
             let meta = self.meta(wall_ms, EntryKind::Set, options.ttl, options.tags.clone(), options);
             let mut is_local = false;
@@ -327,7 +349,8 @@ impl<K: Key, V: Value> Shared<K, V> {
             match refusal {
                 None => {
                     let item = SetItem { key: item.key, value: item.value };
-                    let in_l1 = self.publish_set(self.now(), space, item, meta, Some(ticket), options);
+                    let in_l1 = self.publish_set(self.now(), space, item, meta, Some(began), options);
+                    self.tell_key(space, &key).await;
                     if is_local {
                         self.counters.add(Count::SetLocal);
                     }
@@ -348,6 +371,7 @@ impl<K: Key, V: Value> Shared<K, V> {
                 // set has not been acknowledged, so it may as well happen after it.
                 Some(_) => {
                     self.l1.remove(space, &item.key);
+                    self.tell_key(space, &key).await;
                 }
             }
         }
@@ -359,12 +383,12 @@ impl<K: Key, V: Value> Shared<K, V> {
         &self,
         space: &Space,
         item: SetItem<K, V>,
-        ticket: Option<Ticket>,
+        began: Option<(Ticket, u64)>,
         options: &EntryOptions,
     ) -> Written {
         let now = self.now();
         let meta = self.meta(now.wall_ms, EntryKind::Set, options.ttl, options.tags.clone(), options);
-        self.publish_set(now, space, item, meta, ticket, options)
+        self.publish_set(now, space, item, meta, began, options)
     }
 
     fn publish_set(
@@ -373,11 +397,11 @@ impl<K: Key, V: Value> Shared<K, V> {
         space: &Space,
         item: SetItem<K, V>,
         meta: crate::entry::Meta,
-        ticket: Option<Ticket>,
+        began: Option<(Ticket, u64)>,
         options: &EntryOptions,
     ) -> Written {
         self.counters.add(Count::Set);
-        match self.publish_at(now, space, &item.key, (Some(item.value), meta, 0), ticket, options) {
+        match self.publish_at(now, space, &item.key, (Some(item.value), meta, 0), began, options) {
             // Refused by L1's own fences, it is in the tiers all the same, and a miss here.
             Published::Stored | Published::Fenced => Written::Stored,
             Published::TooLarge => Written::Refused,
@@ -405,21 +429,26 @@ impl<K: Key, V: Value> Shared<K, V> {
         }
         let known: Vec<EntryKey> = encoded.iter().filter_map(|key| key.as_ref().ok().cloned()).collect();
         let delivered = self.below(tier::Removal::Keys(&known)).await;
+        let removal = queued(&delivered);
         let below = match delivered {
             Delivered::Now(existed) => Some(existed),
-            Delivered::Later => None,
+            Delivered::Later { .. } => None,
         };
-        let is_queued = below.is_none();
         let mut below = below.into_iter().flatten();
-        keys.iter()
+        let removed = keys
+            .iter()
             .zip(encoded)
             .map(|(key, encoded)| {
                 encoded?;
                 let in_l1 = holds(Rule::BottomUp) && self.remove_in_l1(space, key, reason);
                 let below = below.next().is_some_and(|existed| existed > 0);
-                Ok(Removal { existed: in_l1 || below, is_queued })
+                Ok(Removal { existed: in_l1 || below, ..removal })
             })
-            .collect()
+            .collect();
+        let lowest = self.tiers.last().expect("a cache with tiers");
+        let changes = |_: &Self| known.iter().map(|key| Change::Removed(lowest.key(key))).collect();
+        self.tell(space, changes).await;
+        removed
     }
 
     pub(super) fn remove_in_l1(&self, space: &Space, key: &K, reason: EvictReason) -> bool {
@@ -431,7 +460,7 @@ impl<K: Key, V: Value> Shared<K, V> {
     /// Carries a removal out in the tiers, the lowest first.
     async fn below(&self, removal: tier::Removal<'_>) -> Delivered {
         let mut existed = Vec::new();
-        let mut is_queued = false;
+        let mut later = None;
         for tier in self.tiers.iter().rev() {
             let names: Vec<EntryKey>;
             let removal = match &removal {
@@ -448,12 +477,13 @@ impl<K: Key, V: Value> Shared<K, V> {
                         *there = (*there).max(count);
                     }
                 }
-                Delivered::Later => is_queued = true,
+                // Of several tiers all have to remember it durably.
+                Delivered::Later { is_durable } => later = Some(later.unwrap_or(true) && is_durable),
             }
         }
-        if is_queued {
+        if let Some(is_durable) = later {
             self.counters.add(Count::RemovalQueued);
-            return Delivered::Later;
+            return Delivered::Later { is_durable };
         }
         Delivered::Now(existed)
     }

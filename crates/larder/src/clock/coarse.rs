@@ -4,7 +4,7 @@
 //! something; when it is idle for a second, the thread sleeps until the next reading, which then asks the
 //! operating system.
 
-use super::{millis, process_start};
+use super::{millis, since_start};
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::thread::{self, Thread};
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub(super) fn now_ms() -> u64 {
 }
 
 fn precise_ms() -> u64 {
-    1 + millis(process_start().elapsed())
+    1 + millis(since_start())
 }
 
 /// Asks the operating system, and sees to it that the next reader need not.

@@ -11,7 +11,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Never, as a time in milliseconds.
 pub const NEVER_MS: u64 = u64::MAX;
@@ -31,6 +31,7 @@ enum Source {
     #[default]
     System,
     Manual(ManualClock),
+    Runtime(RuntimeClock),
 }
 
 impl Clock {
@@ -44,24 +45,25 @@ impl Clock {
         match &self.0 {
             Source::System => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
             Source::Manual(manual) => manual.state().wall_ms,
+            Source::Runtime(runtime) => runtime.wall_ms(),
         }
     }
 
     /// Milliseconds of a monotonic clock that never jumps; at least 1.
     pub fn mono_ms(&self) -> u64 {
         match &self.0 {
-            Source::System => 1 + millis(process_start().elapsed()),
+            Source::System => 1 + millis(since_start()),
             Source::Manual(manual) => manual.state().mono_ms,
+            Source::Runtime(runtime) => runtime.mono_ms(),
         }
     }
 
     /// Microseconds of the same clock, to measure how long something took.
     pub fn mono_us(&self) -> u64 {
         match &self.0 {
-            Source::System => {
-                1 + u64::try_from(process_start().elapsed().as_micros()).unwrap_or(u64::MAX - 1)
-            }
+            Source::System => 1 + u64::try_from(since_start().as_micros()).unwrap_or(u64::MAX - 1),
             Source::Manual(manual) => manual.state().mono_ms.saturating_mul(1000),
+            Source::Runtime(runtime) => runtime.mono_ms().saturating_mul(1000),
         }
     }
 
@@ -72,6 +74,7 @@ impl Clock {
         match &self.0 {
             Source::System => coarse::now_ms(),
             Source::Manual(manual) => manual.state().mono_ms,
+            Source::Runtime(runtime) => runtime.mono_ms(),
         }
     }
 
@@ -82,6 +85,7 @@ impl Clock {
     pub fn sleep(&self, duration: Duration) -> Sleep {
         Sleep(match &self.0 {
             Source::System => SleepSource::System(crate::runtime::sleep(duration)),
+            Source::Runtime(_) => SleepSource::System(Box::pin(tokio::time::sleep(duration))),
             Source::Manual(manual) => {
                 let mut state = manual.state();
                 state.next_sleeper += 1;
@@ -92,21 +96,90 @@ impl Clock {
     }
 }
 
+impl Clock {
+    /// Whether it is a [`RuntimeClock`]: everything of the cache then runs on the runtime that it is used in.
+    pub(crate) fn is_of_runtime(&self) -> bool {
+        matches!(self.0, Source::Runtime(_))
+    }
+}
+
+impl From<RuntimeClock> for Clock {
+    fn from(runtime: RuntimeClock) -> Self {
+        Clock(Source::Runtime(runtime))
+    }
+}
+
+/// Tokio's time, for simulations of a service whose runtime has paused it. What a cache with this clock does in the
+/// background runs on the runtime that it is built in, too, and ends with it. Clones share the same time.
+#[derive(Clone, Debug)]
+pub struct RuntimeClock {
+    start: tokio::time::Instant,
+    wall_ms: Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl RuntimeClock {
+    /// A clock at 2026-01-01 00:00 UTC. Inside of a runtime.
+    pub fn new() -> Self {
+        let wall_ms = Arc::new(std::sync::atomic::AtomicU64::new(1_767_225_600_000));
+        RuntimeClock { start: tokio::time::Instant::now(), wall_ms }
+    }
+
+    /// Lets the wall clock jump; monotonic time goes on as before.
+    pub fn set_wall_ms(&self, wall_ms: u64) {
+        let passed_ms = millis(self.start.elapsed());
+        self.wall_ms.store(wall_ms.saturating_sub(passed_ms), std::sync::atomic::Ordering::SeqCst);
+    }
+
+    fn wall_ms(&self) -> u64 {
+        let start_ms = self.wall_ms.load(std::sync::atomic::Ordering::SeqCst);
+        start_ms.saturating_add(millis(self.start.elapsed()))
+    }
+
+    fn mono_ms(&self) -> u64 {
+        1_000_000 + millis(self.start.elapsed())
+    }
+}
+
+impl Default for RuntimeClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl From<ManualClock> for Clock {
     fn from(manual: ManualClock) -> Self {
         Clock(Source::Manual(manual))
     }
 }
 
-fn process_start() -> Instant {
-    static START: OnceLock<Instant> = OnceLock::new();
-    *START.get_or_init(Instant::now)
+/// Since the process first asked. Counts while the machine is suspended, where the system can tell: what was served
+/// before must not seem as young afterwards.
+#[cfg(target_os = "linux")]
+fn since_start() -> Duration {
+    static START: OnceLock<Duration> = OnceLock::new();
+    let now = || {
+        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `now` is a valid timespec that outlives the call.
+        unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+        // 32 bits wide on some systems.
+        #[allow(clippy::unnecessary_cast)]
+        let seconds = now.tv_sec as u64;
+        Duration::new(seconds, now.tv_nsec as u32)
+    };
+    let start = *START.get_or_init(now);
+    now().saturating_sub(start)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn since_start() -> Duration {
+    static START: OnceLock<std::time::Instant> = OnceLock::new();
+    START.get_or_init(std::time::Instant::now).elapsed()
 }
 
 #[cfg(not(unix))]
 mod coarse {
     pub(super) fn now_ms() -> u64 {
-        1 + super::millis(super::process_start().elapsed())
+        1 + super::millis(super::since_start())
     }
 }
 

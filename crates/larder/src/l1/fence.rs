@@ -23,6 +23,10 @@ const MARKERS_MAX: usize = 65_536;
 /// clears a new namespace every time.
 const NAMESPACES_MAX: usize = 65_536;
 
+/// Most keys that are remembered because another node changed them, a few megabytes. Past it,
+/// what they name has to be dropped: see [`Fences::forget_names`].
+const NAMES_MAX: usize = 65_536;
+
 /// The removals and sets that a store knows of, by position.
 #[derive(Debug)]
 pub(crate) struct Fences {
@@ -49,6 +53,11 @@ pub(crate) struct Markers {
     clear: u64,
     count: usize,
     namespaces: HashMap<Namespace, NamespaceMarkers>,
+    /// Keys that another node changed, by the hash of the name that tiers know them by: this store can't find its
+    /// own key by it. Entries and tickets that know their name are compared.
+    names: HashMap<u64, u64>,
+    /// Up to here, names are no longer known: every write with a name that began before is refused.
+    names_floor: u64,
 }
 
 /// One kind of marker, as a log keeps it.
@@ -111,14 +120,19 @@ impl Fences {
         StripeGuard { _lock: self.locks[stripe % LOCKS].lock(), fences: self, stripe: &self.stripes[stripe] }
     }
 
-    /// Whether a removal or set that a reader must see came after `ticket`, apart from tags.
-    pub(crate) fn moved(&self, namespace: &Namespace, hash: u64, ticket: Ticket) -> bool {
+    /// Whether a removal or set that a reader must see came after `ticket`, apart from tags. Of other nodes only
+    /// with the key's name.
+    pub(crate) fn moved(&self, namespace: &Namespace, hash: u64, name: Option<u64>, ticket: Ticket) -> bool {
         let stripe = &self.stripes[hash as usize % STRIPES];
         holds(Rule::Join)
             && (ticket.inc != self.inc
                 || stripe.removed.load(SeqCst) > ticket.pos
                 || stripe.set.load(SeqCst) > ticket.pos
-                || self.markers.read().fences(namespace, &Tags::NONE, ticket.pos))
+                || {
+                    let markers = self.markers.read();
+                    markers.fences(namespace, &Tags::NONE, ticket.pos)
+                        || markers.fences_name(name, ticket.pos)
+                })
     }
 
     /// Whether one of the tags was removed after `ticket`.
@@ -129,6 +143,52 @@ impl Fences {
     /// Why an entry that was written at `seen` is no longer valid, if it isn't.
     pub(crate) fn invalid(&self, namespace: &Namespace, tags: &Tags, seen: u64) -> Option<Miss> {
         self.markers.read().invalid(namespace, tags, seen)
+    }
+
+    /// Why an entry that was written at `seen` is no longer valid, if it isn't: also because another node changed
+    /// its key, if it knows its name.
+    pub(crate) fn invalid_named(
+        &self,
+        namespace: &Namespace,
+        tags: &Tags,
+        name: Option<u64>,
+        seen: u64,
+    ) -> Option<Miss> {
+        let markers = self.markers.read();
+        markers
+            .invalid(namespace, tags, seen)
+            .or_else(|| markers.is_named(name, seen).then_some(Miss::Absent))
+    }
+
+    /// Invalidates what has one of these names, and refuses writes of it that have begun. Returns whether too many
+    /// are known: the store then drops what they name, and [forgets them](Self::forget_names).
+    pub(crate) fn remove_named(&self, names: impl IntoIterator<Item = u64>) -> bool {
+        let mut markers = self.markers.write();
+        let pos = self.next();
+        markers.names.extend(names.into_iter().map(|name| (name, pos)));
+        self.marker_pos.store(pos, SeqCst);
+        markers.names.len() > NAMES_MAX
+    }
+
+    /// Whether another node changed the key of this name after the entry was found valid at `seen`.
+    pub(crate) fn is_named(&self, name: Option<u64>, seen: u64) -> bool {
+        self.markers.read().is_named(name, seen)
+    }
+
+    /// Forgets the names up to `pos`, after everything that they invalidate was dropped. What was admitted meanwhile
+    /// began after them.
+    pub(crate) fn forget_names(&self, pos: u64) {
+        let mut markers = self.markers.write();
+        markers.names.retain(|_, at| *at > pos);
+        markers.names_floor = markers.names_floor.max(pos);
+    }
+
+    /// Invalidates everything.
+    pub(crate) fn clear_all(&self) {
+        let mut markers = self.markers.write();
+        let pos = self.next();
+        *markers = Markers { clear: pos, ..Markers::default() };
+        self.marker_pos.store(pos, SeqCst);
     }
 
     /// Invalidates a tag or a namespace.
@@ -186,6 +246,19 @@ impl StripeGuard<'_> {
         tags: &Tags,
         meets_set: bool,
     ) -> Option<u64> {
+        self.admit_named(namespace, None, ticket, kind, tags, meets_set)
+    }
+
+    /// [`admit`](Self::admit) for an entry that knows the name of its key.
+    pub(crate) fn admit_named(
+        &self,
+        namespace: &Namespace,
+        name: Option<u64>,
+        ticket: Ticket,
+        kind: EntryKind,
+        tags: &Tags,
+        meets_set: bool,
+    ) -> Option<u64> {
         let Fences { inc, pos, .. } = self.fences;
         // Held to the end: a marker that comes later must find a `seen` that is smaller than its position.
         let markers = self.fences.markers.read();
@@ -193,6 +266,7 @@ impl StripeGuard<'_> {
         let is_fenced = (holds(Rule::Incarnation) && ticket.inc != *inc)
             || (holds(Rule::Removed) && self.stripe.removed.load(SeqCst) > ticket.pos)
             || markers.fences(namespace, tags, ticket.pos)
+            || markers.fences_name(name, ticket.pos)
             || match kind {
                 EntryKind::Load => holds(Rule::SetFencesLoad) && set_after,
                 EntryKind::Set => holds(Rule::SetFencesSet) && set_after && !meets_set,
@@ -252,6 +326,15 @@ impl Markers {
         }
         let is_removed = |tag| holds(Rule::Tag) && of_namespace.tags.get(tag).is_some_and(|&pos| pos > seen);
         tags.iter().any(is_removed).then_some(Miss::Tag)
+    }
+
+    fn is_named(&self, name: Option<u64>, seen: u64) -> bool {
+        let removed_at = |name| self.names.get(&name).copied().unwrap_or(0);
+        holds(Rule::ForeignRemoves) && name.is_some_and(|name| removed_at(name) > seen)
+    }
+
+    fn fences_name(&self, name: Option<u64>, ticket_pos: u64) -> bool {
+        self.is_named(name, ticket_pos) || (name.is_some() && self.names_floor > ticket_pos)
     }
 
     /// What it takes to make the same markers again: calls of `tell` with a namespace (`None`: all) and what

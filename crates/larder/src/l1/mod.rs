@@ -11,9 +11,10 @@ mod resident;
 )]
 pub mod table;
 
-pub(crate) use resident::{Freshness, Now, Resident};
+pub(crate) use resident::{Freshness, Now, Provenance, Resident};
 
 use crate::backend::{Mark, Ticket};
+use crate::clock::NEVER_MS;
 use crate::entry::{EntryKind, Meta, Tags};
 use crate::key::Namespace;
 use crate::options::EntryOptions;
@@ -21,6 +22,7 @@ use crate::rules::{Rule, holds};
 use crate::stamp::Stamp;
 use crate::stats::{Count, Counters};
 use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use equivalent::Equivalent;
 use fence::Fences;
 use std::borrow::Borrow;
@@ -127,12 +129,33 @@ pub(crate) struct Limits {
 pub(crate) struct L1<K, V> {
     table: Table<Slot<K>, Resident<V>>,
     fences: Fences,
+    trust: Trust,
     /// The least that an entry weighs: with limits on both entries and bytes, a share of the bytes that
     /// makes the entries' limit hold as well.
     weight_min: u64,
     limit: Mutex<Limit>,
     on_evict: Option<OnEvict<K, V>>,
     counters: Arc<Counters>,
+}
+
+/// Until when this node believes to know what other nodes removed; later, it serves what was known not to be
+/// outdated a short while ago.
+struct Trust {
+    /// In milliseconds of the monotonic clock; for ever where there are no other nodes.
+    until_ms: AtomicU64,
+    /// For how long an entry may be served that was known not to be outdated.
+    serve_ms: AtomicU64,
+}
+
+impl Trust {
+    #[inline]
+    fn lasts(&self, now_ms: u64) -> bool {
+        now_ms < self.until_ms.load(Relaxed) || !holds(Rule::Suspect)
+    }
+
+    fn allows(&self, known_ms: u64, now_ms: u64) -> bool {
+        self.lasts(now_ms) || now_ms < known_ms.saturating_add(self.serve_ms.load(Relaxed))
+    }
 }
 
 /// The limit that was asked for, and the share of it that memory pressure leaves.
@@ -152,6 +175,7 @@ pub(crate) struct Entry<V> {
     pub(crate) weight: u64,
     /// The position of the tier that it was copied from, from 1; 0: from none.
     pub(crate) from_tier: u8,
+    pub(crate) provenance: Option<Provenance>,
 }
 
 /// A copy of an entry, for those who may have to serve it when it is stale.
@@ -208,7 +232,8 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
         });
         let weight_min = limits.bytes_max.map_or(1, |bytes| bytes.div_ceil(limits.entries_max).max(1));
         let limit = Mutex::new(Limit { asked: table.weight_max(), share: 1.0 });
-        L1 { table, fences: Fences::new(inc), weight_min, limit, on_evict, counters }
+        let trust = Trust { until_ms: AtomicU64::new(NEVER_MS), serve_ms: AtomicU64::new(0) };
+        L1 { table, fences: Fences::new(inc), trust, weight_min, limit, on_evict, counters }
     }
 
     /// A ticket for a read, load or set that begins now.
@@ -217,14 +242,20 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
     }
 
     /// Reads a valid entry. `read` runs under a lock: it looks, clones and returns.
-    pub(crate) fn get<Q, R>(&self, space: &Space, key: &Q, read: impl FnOnce(&Resident<V>) -> R) -> Option<R>
+    pub(crate) fn get<Q, R>(
+        &self,
+        space: &Space,
+        key: &Q,
+        now_ms: u64,
+        read: impl FnOnce(&Resident<V>) -> R,
+    ) -> Option<R>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let marker_pos = self.fences.marker_pos();
+        let marker_pos = self.marker_pos(now_ms);
         let found = self.table.get(&Lookup { space: space.id, key }, |resident| {
-            let is_valid = resident.checked() >= marker_pos || self.is_valid(space, resident, marker_pos);
+            let is_valid = resident.checked() >= marker_pos || self.is_valid(space, resident, now_ms);
             if is_valid { Some(read(resident)) } else { None }
         });
         if let Some(None) = found {
@@ -248,12 +279,12 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let marker_pos = self.fences.marker_pos();
+        let marker_pos = self.marker_pos(now_ms);
         let found = self.table.get(&Lookup { space: space.id, key }, |resident| {
             if resident.plain_hit(now_ms, marker_pos, turn) {
                 return Met::fresh(&resident.value);
             }
-            let is_valid = resident.checked() >= marker_pos || self.is_valid(space, resident, marker_pos);
+            let is_valid = resident.checked() >= marker_pos || self.is_valid(space, resident, now_ms);
             if is_valid { weigh(resident) } else { Met::Invalid }
         });
         match found {
@@ -273,23 +304,83 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let is_invalid = |there: &Resident<V>| {
-            self.fences.invalid(&space.namespace, there.tags(), there.checked()).is_some()
-        };
+        let is_invalid = |there: &Resident<V>| self.is_outdated(space, there);
         let removed = self.table.remove_if(&Lookup { space: space.id, key }, is_invalid);
         self.report_one(removed, EvictReason::Invalidated);
     }
 
-    /// The slow half of [`get`](Self::get): a marker moved since the entry was last found valid.
+    /// What an entry must have been checked at to be served without another look: beyond every position while this
+    /// node may have missed what others removed.
+    #[inline]
+    fn marker_pos(&self, now_ms: u64) -> u64 {
+        if self.trust.lasts(now_ms) { self.fences.marker_pos() } else { u64::MAX }
+    }
+
+    /// The slow half of [`get`](Self::get): a marker moved since the entry was last found valid, or this node may have
+    /// missed what others removed.
     #[cold]
-    fn is_valid(&self, space: &Space, resident: &Resident<V>, marker_pos: u64) -> bool {
+    fn is_valid(&self, space: &Space, resident: &Resident<V>, now_ms: u64) -> bool {
         // What was valid at `checked` has no older marker against it, so `checked` stands for where it was
         // written.
-        let is_valid = self.fences.invalid(&space.namespace, resident.tags(), resident.checked()).is_none();
-        if is_valid {
-            resident.set_checked(marker_pos);
+        let marker_pos = self.fences.marker_pos();
+        if self.is_outdated(space, resident) {
+            return false;
         }
-        is_valid
+        resident.set_checked(marker_pos);
+        self.is_trusted(resident, now_ms)
+    }
+
+    /// Whether a marker is against it.
+    fn is_outdated(&self, space: &Space, resident: &Resident<V>) -> bool {
+        let name = resident.provenance().map(|provenance| provenance.name);
+        self.fences.invalid_named(&space.namespace, resident.tags(), name, resident.checked()).is_some()
+    }
+
+    /// Whether it may be served as far as other nodes are concerned.
+    fn is_trusted(&self, resident: &Resident<V>, now_ms: u64) -> bool {
+        let known_ms = resident.provenance().map_or(0, |provenance| provenance.known_ms);
+        self.trust.allows(known_ms, now_ms)
+    }
+
+    /// Whether what was known not to be outdated at `known_ms` may be served.
+    pub(crate) fn trusts(&self, known_ms: u64, now_ms: u64) -> bool {
+        self.trust.allows(known_ms, now_ms)
+    }
+
+    /// Until when this node knows what others removed, and for how long it serves afterwards what was known not to be
+    /// outdated.
+    pub(crate) fn set_trust(&self, until_ms: u64, serve_ms: u64) {
+        self.trust.serve_ms.store(serve_ms, Relaxed);
+        self.trust.until_ms.store(until_ms, Relaxed);
+    }
+
+    /// Whether this node may have missed what others removed.
+    pub(crate) fn is_suspect(&self, now_ms: u64) -> bool {
+        !self.trust.lasts(now_ms)
+    }
+
+    /// Removes what other nodes changed, by the hashes of the names that the shared tier knows the keys by.
+    pub(crate) fn remove_named(&self, names: impl IntoIterator<Item = u64>) {
+        if !self.fences.remove_named(names) {
+            return;
+        }
+        // Each entry is compared with the names once; then none of them has to be remembered.
+        let upto = self.fences.marker_pos();
+        let is_named = |resident: &Resident<V>| {
+            let name = resident.provenance().map(|provenance| provenance.name);
+            self.fences.is_named(name, resident.checked())
+        };
+        let pick = |slot: &Slot<K>, resident: &Resident<V>| is_named(resident).then(|| slot.clone());
+        self.scan(pick, |slot| {
+            let removed = self.table.remove_if(&Lookup { space: slot.space, key: &slot.key }, is_named);
+            self.report_one(removed, EvictReason::Invalidated);
+        });
+        self.fences.forget_names(upto);
+    }
+
+    /// Removes everything.
+    pub(crate) fn clear_all(&self) {
+        self.fences.clear_all();
     }
 
     /// A copy of a valid entry that is not physically expired.
@@ -298,14 +389,15 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        self.get(space, key, |resident| resident.seen(now)).filter(|seen| !seen.meta.is_gone(now.wall_ms))
+        self.get(space, key, now.mono_ms, |resident| resident.seen(now))
+            .filter(|seen| !seen.meta.is_gone(now.wall_ms))
     }
 
     /// Serves an entry without another load until `retry_at_ms`, if it still is the one of `stamp`, valid
     /// and not expired; returns whether it is.
     pub(crate) fn throttle(&self, space: &Space, key: &K, stamp: Stamp, now: Now, retry_at_ms: u64) -> bool {
         let _guard = self.fences.lock(self.table.hash(&Lookup { space: space.id, key }));
-        let throttled = self.peek(space, key, |resident| {
+        let throttled = self.peek(space, key, now.mono_ms, |resident| {
             let is_same = resident.stamp() == stamp && !resident.is_gone(now.mono_ms);
             if is_same {
                 resident.throttle(retry_at_ms);
@@ -316,10 +408,15 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
     }
 
     /// Looks at a valid entry. Counts as no access and drops nothing.
-    pub(crate) fn peek<R>(&self, space: &Space, key: &K, read: impl FnOnce(&Resident<V>) -> R) -> Option<R> {
+    pub(crate) fn peek<R>(
+        &self,
+        space: &Space,
+        key: &K,
+        now_ms: u64,
+        read: impl FnOnce(&Resident<V>) -> R,
+    ) -> Option<R> {
         let found = self.table.peek(&Lookup { space: space.id, key }, |resident| {
-            let is_valid =
-                self.fences.invalid(&space.namespace, resident.tags(), resident.checked()).is_none();
+            let is_valid = !self.is_outdated(space, resident) && self.is_trusted(resident, now_ms);
             is_valid.then(|| read(resident))
         });
         found.flatten()
@@ -331,7 +428,7 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
         // A removal counts first and deletes then: without the guard, its entry could be met in between.
         let _guard = self.fences.lock(self.table.hash(&Lookup { space: space.id, key }));
         let is_it = |resident: &Resident<V>| resident.stamp() == stamp && !resident.is_gone(now.mono_ms);
-        self.peek(space, key, is_it).unwrap_or(false)
+        self.peek(space, key, now.mono_ms, is_it).unwrap_or(false)
     }
 
     /// Puts an entry, unless its ticket or stamp forbid it.
@@ -343,7 +440,7 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
         options: &EntryOptions,
         now: Now,
     ) -> Published {
-        let Entry { value, meta, ticket, weight, from_tier } = entry;
+        let Entry { value, meta, ticket, weight, from_tier, provenance } = entry;
         let lookup = Lookup { space: space.id, key };
         let hash = self.table.hash(&lookup);
         let guard = self.fences.lock(hash);
@@ -351,7 +448,7 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
         let meets_set = self.table.peek_hashed(hash, &lookup, |there| {
             let is_ordered = there.kind == EntryKind::Set
                 && !there.stamp().is_distrusted(now.wall_ms)
-                && self.fences.invalid(&space.namespace, there.tags(), there.checked()).is_none();
+                && !self.is_outdated(space, there);
             is_ordered.then_some(there.stamp())
         });
         let meets_set = meets_set.flatten();
@@ -363,7 +460,9 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
             self.report_one(removed, EvictReason::Replaced);
             return Published::Older(later);
         }
-        let seen = guard.admit(&space.namespace, ticket, meta.kind, &meta.tags, meets_set.is_some());
+        let name = provenance.map(|provenance| provenance.name);
+        let seen =
+            guard.admit_named(&space.namespace, name, ticket, meta.kind, &meta.tags, meets_set.is_some());
         let Some(seen) = seen else {
             if meta.kind == EntryKind::Load || !holds(Rule::RefusedSetRemoves) {
                 return Published::Fenced;
@@ -376,7 +475,7 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
         };
         // An absence is never worth room that others can't have.
         let pin = if options.is_pinned && value.is_some() { Pin::Pinned } else { Pin::Evictable };
-        let resident = Resident::new(value, &meta, seen, options, now, from_tier);
+        let resident = Resident::new(value, &meta, seen, options, now, from_tier, provenance);
         let terms =
             Terms { weight: weight.max(self.weight_min), expires_at_ms: resident.expires_at_ms(), pin };
         let slot = Slot { space: space.id, key: key.clone() };
@@ -436,10 +535,9 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
         guard.remove();
         let removed = self.table.remove(&lookup);
         drop(guard);
-        let was_there = removed.as_ref().is_some_and(|(_, resident)| {
-            resident.value.is_some()
-                && self.fences.invalid(&space.namespace, resident.tags(), resident.checked()).is_none()
-        });
+        let was_there = removed
+            .as_ref()
+            .is_some_and(|(_, resident)| resident.value.is_some() && !self.is_outdated(space, resident));
         self.report_one(removed, reason);
         was_there
     }
@@ -489,15 +587,15 @@ impl<K: Hash + Eq + Clone, V: Clone> L1<K, V> {
         let copy = |slot: &Slot<K>, resident: &Resident<V>| {
             let is_listed = slot.space == space.id
                 && !resident.is_gone(now.mono_ms)
-                && self.fences.invalid(&space.namespace, resident.tags(), resident.checked()).is_none();
+                && !self.is_outdated(space, resident);
             is_listed.then(|| (slot.key.clone(), resident.seen(now)))
         };
         self.scan(copy, |(key, seen)| each(key, seen));
     }
 
     /// Whether a removal or set that a reader must see came after `ticket`, apart from tags.
-    pub(crate) fn moved(&self, space: &Space, key: &K, ticket: Ticket) -> bool {
-        self.fences.moved(&space.namespace, self.table.hash(&Lookup { space: space.id, key }), ticket)
+    pub(crate) fn moved(&self, space: &Space, key: &K, name: Option<u64>, ticket: Ticket) -> bool {
+        self.fences.moved(&space.namespace, self.table.hash(&Lookup { space: space.id, key }), name, ticket)
     }
 
     /// Whether one of the tags was removed after `ticket`.

@@ -56,6 +56,16 @@ struct Details {
     /// After a failed load: no new one before this moment.
     retry_at: AtomicU64,
     tags: Tags,
+    provenance: Option<Provenance>,
+}
+
+/// What has to be known of an entry whose key other nodes may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Provenance {
+    /// The hash of the name by which the shared tier knows its key.
+    pub(crate) name: u64,
+    /// When it was known not to be outdated, on the monotonic clock.
+    pub(crate) known_ms: u64,
 }
 
 /// What a read may do with an entry.
@@ -99,6 +109,7 @@ impl<V> Resident<V> {
         options: &EntryOptions,
         now: Now,
         from_tier: u8,
+        provenance: Option<Provenance>,
     ) -> Self {
         // An entry is never kept longer than it was meant to live, however far the wall clock went back.
         let monotonic = |until_ms: u64| {
@@ -120,6 +131,7 @@ impl<V> Resident<V> {
             || options.is_sliding
             || options.refresh_after.is_some()
             || options.early_refresh_beta.is_some()
+            || provenance.is_some()
             || fresh_until != NEVER_MS && fresh_until >= PLAIN_NEVER;
         let details = has_details.then(|| {
             Box::new(Details {
@@ -131,6 +143,7 @@ impl<V> Resident<V> {
                 load_ms: meta.load_ms,
                 retry_at: AtomicU64::new(0),
                 tags: meta.tags.clone(),
+                provenance,
             })
         });
         let (stamp_time, stamp_node) = meta.stamp.parts();
@@ -178,6 +191,11 @@ impl<V> Resident<V> {
     pub(crate) fn tags(&self) -> &Tags {
         const NONE: &Tags = &Tags::NONE;
         self.details.as_ref().map_or(NONE, |details| &details.tags)
+    }
+
+    /// What is known of it in a cache that hears of other nodes.
+    pub(crate) fn provenance(&self) -> Option<Provenance> {
+        self.details.as_ref()?.provenance
     }
 
     /// What may be done with it at `now_ms`. A sliding entry that is fresh starts its TTL again.
@@ -396,8 +414,15 @@ mod tests {
             ..meta()
         };
         for mono_ms in [5_000, 10 * hour] {
-            let resident =
-                Resident::new(Some(()), &meta, 1, &EntryOptions::default(), Now { wall_ms, mono_ms }, 1);
+            let resident = Resident::new(
+                Some(()),
+                &meta,
+                1,
+                &EntryOptions::default(),
+                Now { wall_ms, mono_ms },
+                1,
+                None,
+            );
             assert!(!resident.is_gone(mono_ms + 59_999), "{mono_ms}");
             assert!(resident.is_gone(mono_ms + 60_000), "{mono_ms}");
         }
@@ -406,7 +431,7 @@ mod tests {
     #[test]
     fn accesses_are_exact_at_first_and_then_about_right() {
         let now = Now { wall_ms: 0, mono_ms: 1 };
-        let resident = Resident::new(Some(()), &meta(), 1, &EntryOptions::default(), now, 0);
+        let resident = Resident::new(Some(()), &meta(), 1, &EntryOptions::default(), now, 0, None);
         (0..256).for_each(|turn| resident.touch(1, || turn));
         assert_eq!(resident.accesses(), 256);
         (256..1_000_000).for_each(|turn| resident.touch(1, || turn));

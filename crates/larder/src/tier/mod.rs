@@ -12,6 +12,7 @@ mod undelivered;
 pub use options::TierOptions;
 
 use crate::backend::{Backend, Exchange, Mark, Miss, Page, Put, PutOutcome, Removed, Scan, Ticket};
+use crate::bus::{Journal, Note};
 use crate::clock::Clock;
 use crate::entry::{EntryKind, Meta};
 use crate::envelope::Envelope;
@@ -43,7 +44,9 @@ pub(crate) struct Tier {
     pub(crate) options: TierOptions,
     clock: Clock,
     guard: Guard,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
+    /// Where what it was not told outlives the process.
+    journal: Option<Journal>,
     counters: TierCounters,
     refused: Mutex<HashMap<&'static str, u64>>,
     #[cfg(feature = "encryption")]
@@ -101,8 +104,8 @@ pub(crate) enum Removal<'a> {
 pub(crate) enum Delivered {
     /// How many entries were there: for each key, or for a mark or pattern in all.
     Now(Vec<u64>),
-    /// Kept, to be replayed.
-    Later,
+    /// Kept, to be replayed; durably, or for as long as the process lives.
+    Later { is_durable: bool },
 }
 
 impl Tier {
@@ -113,12 +116,33 @@ impl Tier {
             backend,
             options,
             clock,
-            state: Mutex::default(),
+            state: Arc::default(),
+            journal: None,
             counters: TierCounters::default(),
             refused: Mutex::default(),
             #[cfg(feature = "encryption")]
             hides_with: None,
         }
+    }
+
+    /// With a journal for what it can't be told, and what is still in there. Until that was delivered, it is not read.
+    pub(crate) fn with_journal(self, journal: Journal, notes: &[Note]) -> Self {
+        let mut state = self.state.lock();
+        for note in notes {
+            let removal = match note {
+                Note::Key(key) => Removal::Keys(std::slice::from_ref(key)),
+                Note::Mark(namespace, mark) => Removal::Mark(namespace, mark),
+                Note::Matching(namespace, pattern) => Removal::Matching(namespace, pattern),
+            };
+            state.keep(&removal, self.clock.mono_ms());
+        }
+        if !notes.is_empty() {
+            let error = Error::new(ErrorKind::Unavailable, "build").backend(self.name().to_owned());
+            let error = error.message("removals of an earlier process are still to be delivered");
+            state.set_aside(self.clock.mono_ms(), error);
+        }
+        drop(state);
+        Tier { journal: Some(journal), ..self }
     }
 
     /// With names that are hidden by the keyring's key for that, which it has.
@@ -177,10 +201,15 @@ impl Tier {
         crate::cache::cap(meta.clone(), self.options.ttl_max, self.clock.wall_ms())
     }
 
+    /// What a read answers that passes the tier by.
+    pub(crate) fn pass_by(&self, keys: usize) -> Vec<TierRead> {
+        self.counters.bypassed.fetch_add(keys as u64, Relaxed);
+        (0..keys).map(|_| TierRead::Unavailable).collect()
+    }
+
     pub(crate) async fn read(&self, keys: &[EntryKey]) -> Vec<TierRead> {
         if self.is_aside() {
-            self.counters.bypassed.fetch_add(keys.len() as u64, Relaxed);
-            return keys.iter().map(|_| TierRead::Unavailable).collect();
+            return self.pass_by(keys.len());
         }
         let attempt = || async {
             match keys {
@@ -303,18 +332,62 @@ impl Tier {
         // replayed without it.
         if self.keep_if_aside(&removal) {
             self.counters.bypassed.fetch_add(1, Relaxed);
-            return Delivered::Later;
+            return self.keep_durably(&removal).await;
         }
         match self.deliver(&removal).await {
             Ok(existed) => Delivered::Now(existed),
             Err(error) => {
                 tracing::warn!(tier = self.name(), %error, "a removal could not be delivered; the tier is set aside");
-                let mut state = self.state.lock();
-                state.keep(&removal, self.clock.mono_ms());
-                state.set_aside(self.clock.mono_ms(), error);
-                Delivered::Later
+                {
+                    let mut state = self.state.lock();
+                    state.keep(&removal, self.clock.mono_ms());
+                    state.set_aside(self.clock.mono_ms(), error);
+                }
+                self.keep_durably(&removal).await
             }
         }
+    }
+
+    /// Writes a removal that is kept into the journal, if there is one.
+    async fn keep_durably(&self, removal: &Removal<'_>) -> Delivered {
+        let notes: Vec<Note> = match *removal {
+            Removal::Keys(keys) => keys.iter().cloned().map(Note::Key).collect(),
+            Removal::Mark(namespace, mark) => vec![Note::Mark(namespace.clone(), mark.clone())],
+            Removal::Matching(namespace, pattern) => vec![Note::Matching(namespace.clone(), pattern.clone())],
+        };
+        if self.journal.is_none() || !holds(Rule::JournalIsDurable) {
+            return Delivered::Later { is_durable: false };
+        }
+        let keep = move |journal: &Journal, state: &Mutex<State>| {
+            journal.keep(&notes, || state.lock().undelivered.notes())
+        };
+        Delivered::Later { is_durable: self.write_journal(keep).await }
+    }
+
+    /// Writes to the journal on a thread that may wait for the disk; says whether it is synced.
+    async fn write_journal(
+        &self,
+        write: impl FnOnce(&Journal, &Mutex<State>) -> std::io::Result<()> + Send + 'static,
+    ) -> bool {
+        let Some(journal) = self.journal.clone() else { return false };
+        let state = Arc::clone(&self.state);
+        let written = crate::runtime::blocking(&self.clock, move || write(&journal, &state));
+        match before(&self.clock, self.options.write_timeout, written).await {
+            Some(Ok(Ok(()))) => return true,
+            Some(Ok(Err(error))) => tracing::error!(%error, "the journal can't be written"),
+            Some(Err(error)) => tracing::error!(%error, "the journal can't be written"),
+            None => tracing::error!("the journal is not written in time"),
+        }
+        false
+    }
+
+    /// What is wrong with the journal.
+    pub(crate) fn journal_failure(&self) -> Option<String> {
+        self.journal.as_ref()?.failure()
+    }
+
+    pub(crate) fn has_journal(&self) -> bool {
+        self.journal.is_some()
     }
 
     async fn deliver(&self, removal: &Removal<'_>) -> Result<Vec<u64>> {

@@ -20,6 +20,13 @@ impl Tier {
         };
         let (calls, failed) = self.guard.recent();
         let guard = self.guard.stats();
+        let mut notes = self.backend.notes();
+        notes.extend(self.journal_failure());
+        if undelivered > 0 && self.backend.log().is_some() && !self.has_journal() {
+            let why =
+                "removals that it was not told are kept in memory only; bus.journal names a file for them";
+            notes.push(why.to_owned());
+        }
         Known {
             name: self.name().to_owned(),
             aside: self.aside(),
@@ -29,7 +36,7 @@ impl Tier {
             failed,
             read_breaker: guard.read_breaker,
             write_breaker: guard.write_breaker,
-            notes: self.backend.notes(),
+            notes,
         }
     }
 

@@ -28,8 +28,12 @@ impl Tier {
                 state.undelivered_since_ms = None;
                 state.failures_in_row = 0;
                 self.guard.try_again();
-                return;
+                break;
             }
+        }
+        // What it still holds was delivered, and does no harm when it is delivered again.
+        if self.journal.as_ref().is_some_and(|journal| !journal.is_empty()) {
+            self.write_journal(|journal, state| journal.rewrite(|| state.lock().undelivered.notes())).await;
         }
     }
 
@@ -38,13 +42,17 @@ impl Tier {
         let deliver = async |removal: Removal<'_>, timeout| {
             self.within(timeout, "remove", self.carry_out(&removal)).await.map(drop)
         };
-        for (namespace, mark) in kept.marks.keys() {
+        // In the order in which they came, which is the same in each run of a test.
+        let mut marks: Vec<_> = kept.marks.iter().collect();
+        marks.sort_unstable_by_key(|(_, number)| **number);
+        for ((namespace, mark), _) in marks {
             deliver(Removal::Mark(namespace, mark), self.options.write_timeout).await?;
         }
         for (namespace, pattern, _) in &kept.patterns {
             deliver(Removal::Matching(namespace, pattern), self.scan_timeout()).await?;
         }
-        let keys: Vec<EntryKey> = kept.keys.keys().cloned().collect();
+        let mut keys: Vec<EntryKey> = kept.keys.keys().cloned().collect();
+        keys.sort_unstable_by_key(EntryKey::hash64);
         for batch in keys.chunks(REPLAY_BATCH) {
             deliver(Removal::Keys(batch), self.options.write_timeout).await?;
         }

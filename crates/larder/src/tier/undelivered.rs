@@ -2,6 +2,7 @@
 
 use super::Removal;
 use crate::backend::Mark;
+use crate::bus::Note;
 use crate::key::{EntryKey, Namespace, Pattern};
 use crate::rules::{Rule, holds};
 use std::collections::{HashMap, HashSet};
@@ -38,6 +39,16 @@ impl Undelivered {
         if self.len() > UNDELIVERED_MAX {
             self.collapse(number);
         }
+    }
+
+    /// All of it, for the journal.
+    pub(super) fn notes(&self) -> Vec<Note> {
+        let keys = self.keys.keys().map(|key| Note::Key(key.clone()));
+        let marks = self.marks.keys().map(|(namespace, mark)| Note::Mark(namespace.clone(), mark.clone()));
+        let matching = |(namespace, pattern, _): &(Namespace, Pattern, u64)| {
+            Note::Matching(namespace.clone(), pattern.clone())
+        };
+        keys.chain(marks).chain(self.patterns.iter().map(matching)).collect()
     }
 
     /// Too much to remember one by one: the namespaces concerned are cleared instead.

@@ -101,6 +101,17 @@ pub(super) fn parse_entry_name(prefix: &str, name: &[u8]) -> Option<(Store, Entr
     name.starts_with(store.tag()).then_some((store, key))
 }
 
+/// The namespace of a log's name, if it is one under this prefix.
+pub(super) fn parse_log_name(prefix: &str, name: &[u8]) -> Option<Namespace> {
+    let place = name.strip_prefix(b"{")?.strip_prefix(prefix.as_bytes())?.strip_prefix(b":")?;
+    let place = place.strip_suffix(b"}l")?;
+    let (namespace, shard) = std::str::from_utf8(place).ok()?.rsplit_once(':')?;
+    let namespace = Namespace::new(namespace).ok()?;
+    let store = Store::new(prefix, &namespace, shard.parse().ok()?);
+    // "01" names another log than "1".
+    (store.log() == name).then_some(namespace)
+}
+
 /// The meta record's fields that every read needs, as `HMGET` gives them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Meta {

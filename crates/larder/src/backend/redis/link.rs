@@ -14,7 +14,11 @@ use crate::backend::Read;
 use crate::clock::Clock;
 use crate::key::EntryKey;
 use bytes::Bytes;
-use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, RedisConnectionInfo, ServerError, Value};
+use redis::aio::AsyncPushSender;
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ProtocolVersion, RedisConnectionInfo, ServerError,
+    Value,
+};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::{Mutex, PoisonError};
@@ -27,6 +31,8 @@ const QUEUE_MAX: usize = 4096;
 /// Batches under way at once: one is on the wire while the server works on another. What comes meanwhile
 /// gathers, so that batches grow with the load.
 const BATCHES_UNDER_WAY_MAX: usize = 2;
+/// How often a subscription is asked whether it still is there.
+const PING_EVERY: Duration = Duration::from_secs(1);
 /// As many calls under way when each is sent by itself.
 const CALLS_UNDER_WAY_MAX: usize = 1024;
 /// For so long after a connection could not be made, whoever asks hears why, and no other is tried: callers
@@ -123,6 +129,41 @@ impl Link {
     pub(super) async fn command(&self, command: Cmd) -> Result<Value, Failure> {
         let mut replies = self.run(vec![Step::Plain(command)]).await?;
         replies.pop().ok_or(Failure::Nonsense("no answer to a command"))?.map_err(Failure::Reply)
+    }
+
+    /// Gives `take` what is published on channels that match, on a connection of its own, until that ends or falls
+    /// silent. Fails silently: what is published are hints.
+    pub(super) async fn subscribe(&self, pattern: &str, take: impl AsyncPushSender) {
+        let subscribed = async {
+            let info = match &self.target {
+                Target::Server(info) => info.clone(),
+                Target::Sentinels { sentinels, master, server } => {
+                    let address = ask_sentinels(sentinels, master, self.settings.connect_timeout).await?;
+                    address.set_redis_settings(server.clone())
+                }
+            };
+            // Published messages come as pushes, which there are since version 3 of the protocol.
+            let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+            let client = Client::open(info.set_redis_settings(settings)).map_err(Failure::Connection)?;
+            let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+            let config = config.set_push_sender(take);
+            let connection = client.get_multiplexed_async_connection_with_config(&config).await;
+            let mut connection = connection.map_err(Failure::Connection)?;
+            connection.psubscribe(pattern).await.map_err(Failure::Connection)?;
+            Ok::<_, Failure>(connection)
+        };
+        let Ok(Ok(mut connection)) = tokio::time::timeout(self.settings.connect_timeout, subscribed).await
+        else {
+            return;
+        };
+        loop {
+            tokio::time::sleep(PING_EVERY).await;
+            let ping = redis::cmd("PING");
+            let answer = connection.send_packed_command(&ping);
+            if !matches!(tokio::time::timeout(self.settings.connect_timeout, answer).await, Ok(Ok(_))) {
+                return;
+            }
+        }
     }
 
     /// Ends the task when what is queued is done.

@@ -12,6 +12,7 @@ mod fault;
 mod joined;
 mod layout;
 mod link;
+mod log;
 mod moving;
 mod options;
 mod route;
@@ -21,7 +22,7 @@ mod walk;
 pub(crate) use client::{RedisClient, RedisScript, nonsense};
 pub use options::RedisOptions;
 
-use super::{Backend, Capabilities, Mark, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage};
+use super::{Backend, Capabilities, Log, Mark, Page, Put, PutOutcome, Read, Removed, Scan, Ticket, Usage};
 use crate::clock::{Clock, NEVER_MS, millis};
 use crate::entry::EntryKind;
 use crate::error::{Error, ErrorKind, Result};
@@ -41,7 +42,7 @@ use script::Script;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Largest envelope, in bytes: Redis' own limit of a string is 512 MiB.
@@ -69,7 +70,9 @@ const REGISTERED_MAX: usize = 65_536;
 /// A call whose future is dropped before it was sent is never sent. Later, a write takes effect whole or not
 /// at all, and its reply goes to nobody.
 pub struct RedisBackend {
-    router: Router,
+    router: Arc<Router>,
+    /// What log records of this backend's writes carry.
+    origin: u64,
     prefix: String,
     shards: u32,
     expiry_slack_ms: u64,
@@ -88,9 +91,10 @@ impl RedisBackend {
     /// # Errors
     /// [`ErrorKind::Config`], naming the setting and what is allowed.
     pub fn new(options: RedisOptions) -> Result<Self> {
-        let router = Router::of(&options)?;
+        let router = Arc::new(Router::of(&options)?);
         let RedisOptions { prefix, shards, expiry_slack, markers_max, clock, .. } = options;
         Ok(RedisBackend {
+            origin: router.origin(),
             router,
             prefix,
             shards,
@@ -376,6 +380,10 @@ impl Backend for RedisBackend {
 
     async fn usage(&self) -> Result<Usage> {
         self.count().await.map_err(|failure| failure.into_error("usage"))
+    }
+
+    fn log(&self) -> Option<&dyn Log> {
+        Some(self)
     }
 
     async fn last_stamp(&self) -> Result<Option<Stamp>> {

@@ -33,6 +33,7 @@ const NODES_MAX: usize = 4096;
 pub(super) struct Router {
     pub(super) settings: Arc<LinkSettings>,
     servers: Servers,
+    origin: u64,
     is_closed: AtomicBool,
 }
 
@@ -66,6 +67,7 @@ impl Router {
     /// [`ErrorKind::Config`](crate::ErrorKind::Config), naming the setting and what is allowed.
     pub(super) fn of(options: &RedisOptions) -> crate::Result<Self> {
         let servers = options.parse()?;
+        let origin = fastrand::u64(1..);
         let settings = Arc::new(LinkSettings {
             prefix: options.prefix.clone(),
             shards: options.shards,
@@ -73,7 +75,7 @@ impl Router {
             connect_timeout: options.connect_timeout,
             response_timeout: options.response_timeout,
             clock: options.clock.clone(),
-            origin: format!("{:016x}", fastrand::u64(..)),
+            origin: format!("{origin:016x}"),
         });
         let link = |target| Arc::new(Link::new(target, settings.clone()));
         let first = servers[0].clone();
@@ -92,7 +94,12 @@ impl Router {
                 Servers::One(link(Target::Sentinels { sentinels: servers, master, server }))
             }
         };
-        Ok(Router { settings, servers, is_closed: AtomicBool::new(false) })
+        Ok(Router { settings, servers, origin, is_closed: AtomicBool::new(false) })
+    }
+
+    /// What its records in the log are known by.
+    pub(super) fn origin(&self) -> u64 {
+        self.origin
     }
 
     /// A ticket for a store, and an entry if there is a key.
@@ -216,6 +223,10 @@ impl Router {
             Servers::Cluster(_) if self.is_closed() => Err(Failure::Closed),
             Servers::Cluster(cluster) => Ok(self.slot_map(cluster).await?.masters.clone()),
         }
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self.servers, Servers::Cluster { .. })
     }
 
     pub(super) fn is_closed(&self) -> bool {

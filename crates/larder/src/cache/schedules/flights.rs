@@ -69,7 +69,7 @@ pub(super) fn landing_is_dropped() {
         let slot = Slot { space: world.cache.space.id, key: KEY };
         let shared = &world.cache.shared;
         let boarding =
-            shared.flights.board(&slot, Purpose::Load, |_| true, || None::<()>, || shared.l1.ticket());
+            shared.flights.board(&slot, Purpose::Load, |_| true, || None::<()>, || shared.depart());
         let Boarding::Started(landing) = boarding else { panic!("nobody else flies yet") };
         let (b, c) = (world.clone(), world.clone());
         together!(async move { drop(landing) }, async move { b.load().await }, async move { c.load().await });

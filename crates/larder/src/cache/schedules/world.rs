@@ -122,7 +122,7 @@ impl World {
     /// L1 drops the key to make room, which nobody hears of.
     pub(super) fn evict(&self) {
         let (shared, space) = (&self.cache.shared, &self.cache.space);
-        if let Some(stamp) = shared.l1.peek(space, &KEY, |resident| resident.stamp()) {
+        if let Some(stamp) = shared.l1.peek(space, &KEY, 0, |resident| resident.stamp()) {
             shared.l1.evict(space, &KEY, stamp, crate::EvictReason::Size);
         }
     }
