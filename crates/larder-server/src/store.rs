@@ -12,6 +12,8 @@ use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
 
+/// Where removals are kept that a shared tier could not be told, in the data folder.
+const JOURNAL_FILE: &str = "undelivered.journal";
 /// What a value needs in its envelope beside its body: media type and validator.
 const VALUE_HEAD_BYTES_MAX: u64 = 64 << 10;
 
@@ -145,6 +147,11 @@ pub(crate) async fn open(
         && let Some(protection) = settings.encryption.protection()?
     {
         builder = builder.protection(protection);
+    }
+    if backends.iter().any(|(backend, _)| backend.log().is_some()) {
+        let mut bus = settings.bus.clone();
+        bus.journal = bus.journal.or_else(|| folder.map(|folder| folder.join(JOURNAL_FILE)));
+        builder = builder.bus(bus);
     }
     for (backend, options) in &backends {
         builder = builder.tier_with(Arc::clone(backend), options.clone());

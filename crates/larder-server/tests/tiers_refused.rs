@@ -128,6 +128,8 @@ fn settings_that_are_none() {
 #[test]
 fn what_contradicts_itself() {
     let shared = "  - backend: redis\n    url: redis://127.0.0.1:1\n";
+    // Which can't tell what others remove.
+    let mute = "  - backend: memcached\n    servers: [\"memcached://127.0.0.1:1\"]\n";
     for (text, expected) in [
         (
             "sqlite:\n  readers: 1\ntiers: []".to_owned(),
@@ -160,21 +162,18 @@ fn what_contradicts_itself() {
             &["a.yaml:5:14: tiers.sqlite.backend: this node's own tier stands below redis", "Put it above"],
         ),
         (
-            format!("tiers:\n{shared}"),
-            &[
-                "a.yaml:2:5: l1.ttl_max: memory keeps entries",
-                "no other node tells this one",
-                "single_node = true",
-            ],
+            format!("tiers:\n{mute}"),
+            &["a.yaml:2:5: l1.ttl_max: memory keeps entries", "nobody tells this node", "single_node = true"],
         ),
         (
-            format!("l1: {{ttl_max: 5}}\ntiers:\n  - backend: sqlite\n{shared}"),
-            &["a.yaml:3:5: tiers.sqlite.ttl_max: it keeps entries", "and redis below is shared"],
+            format!("l1: {{ttl_max: 5}}\ntiers:\n  - backend: sqlite\n{mute}"),
+            &["a.yaml:3:5: tiers.sqlite.ttl_max: it keeps entries", "and memcached below is shared"],
         ),
     ] {
         refused("a.yaml", &text, &[], expected);
     }
-    accepted(&format!("l1: {{ttl_max: 5}}\ntiers:\n  - backend: sqlite\n    ttl_max: 5\n{shared}"), &[]);
+    accepted(&format!("l1: {{ttl_max: 5}}\ntiers:\n  - backend: sqlite\n    ttl_max: 5\n{mute}"), &[]);
+    accepted(&format!("tiers:\n  - backend: sqlite\n{mute}{shared}"), &[]);
     let below = format!("single_node: true\ntiers:\n{shared}  - backend: sqlite");
     refused("a.yaml", &below, &[], &["this node's own tier stands below redis"]);
     accepted(&format!("single_node: true\ntiers:\n  - backend: sqlite\n{shared}"), &[]);

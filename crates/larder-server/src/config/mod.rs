@@ -20,7 +20,7 @@ pub(crate) use units::{Secret, Size};
 
 use larder::backend::{Durability, SqliteOptions};
 use larder::envelope::EnvelopeOptions;
-use larder::{EntryOptions, HealthOptions};
+use larder::{BusOptions, EntryOptions, HealthOptions};
 use node::Node;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -64,6 +64,9 @@ pub(crate) struct Settings {
     pub(crate) tiers: Option<Vec<TierSettings>>,
     /// Says that no other node uses the tiers that nodes may share. Default: no.
     pub(crate) single_node: bool,
+    /// How the server follows a shared tier that tells what other nodes remove: Redis and PostgreSQL. The journal is
+    /// in the data folder unless it names another file.
+    pub(crate) bus: BusOptions,
     /// When the server counts as degraded or unhealthy.
     pub(crate) health: HealthOptions,
     pub(crate) http: HttpSettings,
@@ -88,6 +91,7 @@ impl Default for Settings {
             sqlite: SqliteSettings::default(),
             tiers: None,
             single_node: false,
+            bus: BusOptions::default(),
             health: HealthOptions::default(),
             http: HttpSettings::default(),
             gateway: GatewaySettings::default(),

@@ -113,12 +113,15 @@ impl TierSettings {
             );
             return Err(self.refusal("backend", message));
         }
-        if settings.single_node {
+        // The lowest one is followed, if it can be.
+        let lowest = below.last().unwrap_or(self);
+        if settings.single_node || lowest.tells_of_removals() {
             return Ok(());
         }
         if let Some(shared) = below.iter().chain([self]).find(|tier| tier.is_shared()) {
-            let cure = "no other node tells this one what it removes, so that it is served from here until then; \
-                        set it to the seconds that this may last, or single_node = true";
+            let cure = "nobody tells this node what another one removes, so that it is served from here until then; \
+                        set it to the seconds that this may last, put redis or postgres at the bottom, which tell, \
+                        or set single_node = true";
             if settings.l1.ttl_max == Duration::MAX {
                 let message = format!(
                     "memory keeps entries for as long as they live, and {} is shared: {cure}",

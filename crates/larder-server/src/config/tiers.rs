@@ -294,6 +294,11 @@ impl TierSettings {
         self.texts().iter().any(|(setting, text)| Address::of(setting, text).is_some())
     }
 
+    /// Whether it tells this node what other nodes remove.
+    pub(super) fn tells_of_removals(&self) -> bool {
+        matches!(self.backend.as_str(), "redis" | "postgres")
+    }
+
     /// Every text of the backend's settings, with the setting that has it.
     pub(super) fn texts(&self) -> Vec<(&str, &str)> {
         let mut texts = Vec::new();

@@ -4,7 +4,7 @@
 use super::routes::Operation;
 use crate::gateway::Counters;
 use larder::backend::Usage;
-use larder::{HealthState, Stats};
+use larder::{BusStats, HealthState, Stats};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -115,6 +115,9 @@ pub(crate) fn render(http: &HttpMetrics, scrape: &Scrape<'_>) -> String {
         );
         text.gauge("larder_database_bytes", "Bytes that they take, as the database counts.", usage.bytes);
     }
+    if let Some(bus) = &scrape.stats.bus {
+        of_bus(&mut text, bus);
+    }
     if let Some(counters) = scrape.gateway {
         of_gateway(&mut text, counters);
     }
@@ -173,6 +176,27 @@ fn of_cache(text: &mut Text, stats: &Stats) {
     text.gauge("larder_l1_bytes", "Bytes in memory (L1), as larder weighs them.", stats.weight);
     text.gauge("larder_l1_max_bytes", "Most bytes in memory (L1): l1.bytes_max.", stats.weight_max);
     text.gauge("larder_flights", "Look-ups in tiers under way.", stats.flights);
+}
+
+fn of_bus(text: &mut Text, bus: &BusStats) {
+    text.gauge(
+        "larder_bus_suspect",
+        "1 while this node may have missed what others removed.",
+        u64::from(bus.is_suspect),
+    );
+    let name = "larder_bus_lag_seconds";
+    text.family(name, "gauge", "How long ago everything that others removed was known; -1 before that.");
+    text.sample(name, &[], bus.lag.map_or(-1.0, |lag| lag.as_secs_f64()));
+    for (name, help, value) in [
+        ("larder_bus_suspicions_total", "How often it was suspect.", bus.suspicions),
+        ("larder_bus_records_total", "Records of other nodes that were applied.", bus.records),
+        ("larder_bus_hints_total", "Hints of other nodes that were applied.", bus.hints),
+        ("larder_bus_gaps_total", "How often the log was not whole.", bus.gaps),
+        ("larder_bus_malformed_total", "Records and hints that could not be parsed.", bus.malformed),
+        ("larder_bus_polls_failed_total", "Polls without an answer.", bus.polls_failed),
+    ] {
+        text.counter(name, help, value);
+    }
 }
 
 fn of_gateway(text: &mut Text, counters: &Counters) {
