@@ -221,6 +221,7 @@ impl Gateway {
             tenant: &tenant,
             namespace,
             headers: &headers,
+            query: call.path_and_query.split_once('?').map_or("", |(_, query)| query),
             seed: &seed,
             key: controls.key.as_deref(),
         };
