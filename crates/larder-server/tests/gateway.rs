@@ -116,6 +116,18 @@ fn nothing_of_one_client_reaches_another() {
     as_("Bearer a").is(200, "HIT-EXACT");
 }
 
+/// Whatever stands in the place of an answer, it costs one call and no more.
+#[test]
+fn what_can_not_be_read_is_asked_for_anew() {
+    let gateway = Gateway::start(0, 0, &[]);
+    let entry = gateway.chat(&[], &ask("q")).is(200, "MISS").header("x-larder-entry").to_owned();
+    let path = format!("/v1/cache/gateway/{entry}");
+    let put = exchange(&gateway.server.address.to_string(), "PUT", &path, &[], "no answer");
+    assert_eq!(put.status, 204, "{put:?}");
+    gateway.chat(&[], &ask("q")).is(200, "MISS");
+    gateway.chat(&[], &ask("q")).is(200, "HIT-EXACT");
+}
+
 /// Neither in the log nor on the disk.
 #[test]
 fn credentials_are_passed_on_and_not_kept() {

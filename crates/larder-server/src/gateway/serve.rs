@@ -150,9 +150,14 @@ impl Gateway {
             if let Some(hit) = hit {
                 let is_young = job.controls.age_max.is_none_or(|age_max| hit.age <= age_max);
                 if !hit.is_stale && is_young && self.fits(&job, &hit) {
-                    return self.serve_kept(&job, &hit);
+                    if let Some(response) = self.serve_kept(&job, &hit) {
+                        return response;
+                    }
+                    // No answer of ours: a new one takes its place.
+                    job.controls.read = false;
+                } else {
+                    job.fallback = Some(hit).filter(|hit| self.fits(&job, hit));
                 }
-                job.fallback = Some(hit).filter(|hit| self.fits(&job, hit));
             }
         }
         if job.controls.only_if_cached {
@@ -419,7 +424,10 @@ impl Gateway {
     /// Serves what comes of a flight.
     async fn follow(self: &Arc<Self>, job: Job, mut reader: Reader<Kept>, is_joined: bool) -> Response<Body> {
         match reader.settled().await {
-            Settled::Kept(hit) if self.fits(&job, &hit) => self.serve_kept(&job, &hit),
+            Settled::Kept(hit) if self.fits(&job, &hit) => match self.serve_kept(&job, &hit) {
+                Some(response) => response,
+                None => self.forward(job.call, "unreadable").await,
+            },
             // It lacks what this one asks for, and others need not.
             Settled::Kept(_) => self.forward(job.call, "usage").await,
             Settled::Failed(failure) => self.failed(failure),
@@ -489,13 +497,9 @@ impl Gateway {
         reply::failure(failure)
     }
 
-    /// A kept answer in the form that was asked for.
-    fn serve_kept(self: &Arc<Self>, job: &Job, hit: &Hit<StoredValue>) -> Response<Body> {
-        let Some(mut response) = self.say(job, &hit.value) else {
-            // It was kept by us and can't be read: the next one asks again.
-            let message = "the kept answer can't be read";
-            return reply::error(StatusCode::BAD_GATEWAY, "api_error", "unreadable_entry", message);
-        };
+    /// A kept answer in the form that was asked for, unless it can't be read.
+    fn serve_kept(self: &Arc<Self>, job: &Job, hit: &Hit<StoredValue>) -> Option<Response<Body>> {
+        let mut response = self.say(job, &hit.value)?;
         self.counters.hits_exact.fetch_add(1, Relaxed);
         let stale_for = hit.is_stale.then_some(hit.stale_for);
         reply::Result::HitExact { age: hit.age, ttl_left: hit.ttl_left, stale_for }
@@ -512,7 +516,7 @@ impl Gateway {
                 self.counters.cost_saved_micros.fetch_add((cost * 1e6) as u64, Relaxed);
             }
         }
-        response
+        Some(response)
     }
 
     fn cost(&self, job: &Job, usage: Usage) -> Option<f64> {
