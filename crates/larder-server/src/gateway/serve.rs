@@ -415,7 +415,8 @@ impl Gateway {
             if !producer.is_all_held() {
                 *keeping = None;
             }
-            if producer.is_abandoned() && (keeping.is_none() || self.settings.abandoned == Abandoned::Stop) {
+            let may_stop = keeping.is_none() || self.settings.abandoned == Abandoned::Stop;
+            if may_stop && producer.cut_off_if_abandoned() {
                 return Err(CutOff);
             }
         }
