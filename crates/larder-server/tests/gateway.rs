@@ -194,6 +194,11 @@ fn controls_of_the_request_are_followed_and_not_passed_on() {
     let kept_for = gateway.chat(&[], &question).is(200, "HIT-EXACT");
     let ttl: u64 = kept_for.header("cache-status").rsplit('=').next().unwrap().parse().unwrap();
     assert!(ttl > 60, "the last one said nothing of a TTL: {kept_for:?}");
+    // A client makes answers fresher, never older.
+    gateway.chat(&[("Larder-TTL", "1e9")], &ask("long")).is(200, "MISS");
+    let kept_for = gateway.chat(&[], &ask("long")).is(200, "HIT-EXACT");
+    let ttl: u64 = kept_for.header("cache-status").rsplit('=').next().unwrap().parse().unwrap();
+    assert!(ttl <= 24 * 60 * 60, "{kept_for:?}");
 }
 
 /// Removed while it is under way: the answer is not put back, and nobody who comes later joins it.

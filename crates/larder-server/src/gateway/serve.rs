@@ -308,7 +308,7 @@ impl Gateway {
         let space = self.space(&job.controls);
         let mut options = self.settings.answers.clone().tags(job.tags.clone());
         if let Some(ttl) = job.controls.ttl {
-            options.ttl = ttl;
+            options.ttl = options.ttl.min(ttl);
         }
         let entry_key = self.entry_key(job.identity.exact);
         let hand = Arc::new(Mutex::new(Some(producer)));
