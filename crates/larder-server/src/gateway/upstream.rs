@@ -17,8 +17,10 @@ use std::time::Duration;
 const CONNECTS_MAX: u32 = 2;
 
 /// Headers that belong to one connection, and those that we set ourselves.
-const NOT_PASSED_ON: [HeaderName; 11] = [
+const NOT_PASSED_ON: [HeaderName; 13] = [
     header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
     header::HOST,
     header::CONTENT_LENGTH,
     header::TRANSFER_ENCODING,
@@ -203,6 +205,30 @@ fn parse(url: &str) -> Result<(String, String), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_of_a_connection_is_passed_on() {
+        let settings = UpstreamSettings { url: "http://127.0.0.1:1".to_owned(), ..Default::default() };
+        let upstream = Upstream::new(&settings).unwrap();
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "x-of-this-hop"),
+            ("x-of-this-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("x-kept", "1"),
+        ] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        let asked = upstream.request(&Method::POST, "/v1/x", &headers, Body::empty()).unwrap();
+        let names: Vec<&str> = asked.headers().keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["x-kept", "accept-encoding"]);
+        let back = passed_back(headers);
+        assert_eq!(back.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-kept"]);
+    }
 
     #[test]
     fn an_address_is_what_openai_clients_call_a_base_url() {
