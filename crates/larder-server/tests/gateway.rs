@@ -265,6 +265,13 @@ fn every_endpoint_and_every_other_path() {
     let unknown = gateway.post("/v1/audio/speech", &[], &json!({})).is(404, "BYPASS");
     assert_eq!(unknown.json()["error"]["message"], "no such path");
     assert_eq!(exchange(&address, "GET", "/v1/stats", &[], "").status, 200, "larder's own");
+    // Out of the folder that the settings name.
+    let calls = gateway.upstream.calls();
+    for path in ["/v1/../admin", "/v1/x/%2E%2e/%2e./admin", "/v1/..%2fadmin", "/v1/..%5Cadmin"] {
+        let refused = gateway.post(path, &[], &json!({}));
+        assert_eq!((refused.status, &refused.json()["error"]["code"]), (400, &json!("dot_segments")), "{path}");
+    }
+    assert_eq!(gateway.upstream.calls(), calls);
 }
 
 /// With a key of ours, only who has a token of ours may spend it, and it is nowhere to be seen.

@@ -181,6 +181,10 @@ impl Gateway {
             let message = "this path is not served by the gateway";
             return reply::error(StatusCode::NOT_FOUND, "invalid_request_error", "unknown_path", message);
         }
+        if climbs(request.uri().path()) {
+            let message = "a path with \".\" or \"..\" in it is not passed on";
+            return reply::error(StatusCode::BAD_REQUEST, "invalid_request_error", "dot_segments", message);
+        }
         let (parts, body) = request.into_parts();
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         self.counters.bypassed.fetch_add(1, Relaxed);
@@ -675,6 +679,12 @@ impl Keeping {
             }
         }
     }
+}
+
+/// Whether a path has segments by which an upstream may leave the folder that the settings name.
+fn climbs(path: &str) -> bool {
+    let path = path.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");
+    path.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."))
 }
 
 /// A body without what was meant for the cache; all else as it was written.
