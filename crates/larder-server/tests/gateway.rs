@@ -114,6 +114,18 @@ fn nothing_of_one_client_reaches_another() {
     assert_eq!(first["dev_headers"]["authorization"], "Bearer a", "passed on");
     as_("Bearer b").is(200, "MISS");
     as_("Bearer a").is(200, "HIT-EXACT");
+    // Credentials that are not in Authorization.
+    let (address, body) = (gateway.server.address.to_string(), ask("q").to_string());
+    for name in ["Api-Key", "X-Api-Key", "X-Goog-Api-Key", "Cookie"] {
+        let as_ = |who: &str| exchange(&address, "POST", "/v1/chat/completions", &[(name, who)], &body);
+        as_("k=a").is(200, "MISS");
+        as_("k=b").is(200, "MISS");
+        as_("k=a").is(200, "HIT-EXACT");
+    }
+    let as_ = |who: &str| exchange(&address, "POST", &format!("/v1/chat/completions?key={who}"), &[], &body);
+    as_("a").is(200, "MISS");
+    as_("b").is(200, "MISS");
+    as_("a").is(200, "HIT-EXACT");
 }
 
 /// Whatever stands in the place of an answer, it costs one call and no more.

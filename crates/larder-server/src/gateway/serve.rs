@@ -249,9 +249,14 @@ impl Gateway {
             // Azure's clients have a header of their own.
             TenantSource::Authorization => {
                 let mut hash = Sha256::new();
-                for name in ["authorization", "api-key", "x-api-key"] {
+                let mut names = &["authorization", "api-key", "x-api-key", "x-goog-api-key"][..];
+                if !names.iter().any(|name| headers.contains_key(*name)) {
+                    // Beside another credential it mostly tells a balancer of loads something.
+                    names = &["cookie"];
+                }
+                for name in names {
                     for value in headers.get_all(name) {
-                        hash.update(name);
+                        hash.update(name.as_bytes());
                         hash.update((value.len() as u64).to_le_bytes());
                         hash.update(value);
                     }
