@@ -10,7 +10,7 @@ use super::identity::{CONTROLS, Digest32, Endpoint, Identity, Origin, identify};
 use super::live::{CutOff, Head, Live, Producer, Reader, Settled};
 use super::reply;
 use super::sse::Events;
-use super::upstream::{Upstream, passed_back};
+use super::upstream::{Upstream, passed_back, shared};
 use super::{replay, replay::Fresh};
 use crate::config::{Abandoned, GatewaySettings, OtherPaths, TenantSource};
 use crate::value::{Key, StoredValue};
@@ -452,6 +452,7 @@ impl Gateway {
                     return self.convert(job, reader).await;
                 }
                 self.counters.misses.fetch_add(1, Relaxed);
+                let head = if is_joined { Head { headers: shared(head.headers), ..head } } else { head };
                 let mut response = self.relay(head, reader);
                 reply::Result::Miss { is_joined }.describe(response.headers_mut());
                 reply::name_entry(response.headers_mut(), &job.identity.exact.to_string());

@@ -178,6 +178,12 @@ pub(crate) fn passed_back(mut headers: HeaderMap) -> HeaderMap {
     headers
 }
 
+/// Those of them that reach who joined another one's request: a cookie is for the client that asked.
+pub(crate) fn shared(mut headers: HeaderMap) -> HeaderMap {
+    headers.remove(header::SET_COOKIE);
+    headers
+}
+
 /// Scheme and authority, and the path without its `/v1`.
 fn parse(url: &str) -> Result<(String, String), String> {
     let wrong = |why: &str| format!("{why}; an address like https://api.openai.com/v1 is allowed");
@@ -228,6 +234,17 @@ mod tests {
         assert_eq!(names, ["x-kept", "accept-encoding"]);
         let back = passed_back(headers);
         assert_eq!(back.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-kept"]);
+    }
+
+    #[test]
+    fn a_cookie_is_for_the_client_that_asked() {
+        let mut headers = HeaderMap::new();
+        headers.append(header::SET_COOKIE, HeaderValue::from_static("session=a"));
+        headers.append(header::SET_COOKIE, HeaderValue::from_static("balancer=b"));
+        headers.append("x-kept", HeaderValue::from_static("1"));
+        let back = passed_back(headers);
+        assert_eq!(back.get_all(header::SET_COOKIE).iter().count(), 2);
+        assert_eq!(shared(back).keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-kept"]);
     }
 
     #[test]
