@@ -281,7 +281,11 @@ fn every_endpoint_and_every_other_path() {
     let calls = gateway.upstream.calls();
     for path in ["/v1/../admin", "/v1/x/%2E%2e/%2e./admin", "/v1/..%2fadmin", "/v1/..%5Cadmin"] {
         let refused = gateway.post(path, &[], &json!({}));
-        assert_eq!((refused.status, &refused.json()["error"]["code"]), (400, &json!("dot_segments")), "{path}");
+        assert_eq!(
+            (refused.status, &refused.json()["error"]["code"]),
+            (400, &json!("dot_segments")),
+            "{path}"
+        );
     }
     assert_eq!(gateway.upstream.calls(), calls);
 }

@@ -424,7 +424,8 @@ impl<K: Key, V: Value> Shared<K, V> {
         };
         let met = one.item.met.as_deref().filter(is_current);
         // Without the ticket that came with it, a removal may have come in between.
-        let stale = one.stale.as_ref().filter(|stale| one.tickets[usize::from(stale.from_tier) - 1].is_some());
+        let stale =
+            one.stale.as_ref().filter(|stale| one.tickets[usize::from(stale.from_tier) - 1].is_some());
         let (value, tags, from_tier) = match (met, stale) {
             (Some(met), stale) if stale.is_none_or(|stale| stale.meta.stamp < met.meta.stamp) => {
                 (&met.value, &met.meta.tags, one.refreshes_tier)

@@ -449,7 +449,10 @@ async fn a_lease_that_was_shortened_is_renewed_in_time(bench: &Bench<'_>) -> Ver
     same("extend", lease.extend(RENEWED).await?, true)?;
     for _ in 0..15 {
         bench.subject.pass(RENEWED / 12).await;
-        expect(theirs.try_lock("x").await?.is_none() && lease.is_held(), "it is held for longer than its TTL")?;
+        expect(
+            theirs.try_lock("x").await?.is_none() && lease.is_held(),
+            "it is held for longer than its TTL",
+        )?;
     }
     Ok(())
 }
