@@ -255,7 +255,7 @@ impl Gateway {
                     names = &["cookie"];
                 }
                 for name in names {
-                    for value in headers.get_all(name) {
+                    for value in headers.get_all(*name) {
                         hash.update(name.as_bytes());
                         hash.update((value.len() as u64).to_le_bytes());
                         hash.update(value);
