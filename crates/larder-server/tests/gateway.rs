@@ -114,6 +114,30 @@ fn nothing_of_one_client_reaches_another() {
     assert_eq!(first["dev_headers"]["authorization"], "Bearer a", "passed on");
     as_("Bearer b").is(200, "MISS");
     as_("Bearer a").is(200, "HIT-EXACT");
+    // Credentials that are not in Authorization.
+    let (address, body) = (gateway.server.address.to_string(), ask("q").to_string());
+    for name in ["Api-Key", "X-Api-Key", "X-Goog-Api-Key", "Cookie"] {
+        let as_ = |who: &str| exchange(&address, "POST", "/v1/chat/completions", &[(name, who)], &body);
+        as_("k=a").is(200, "MISS");
+        as_("k=b").is(200, "MISS");
+        as_("k=a").is(200, "HIT-EXACT");
+    }
+    let as_ = |who: &str| exchange(&address, "POST", &format!("/v1/chat/completions?key={who}"), &[], &body);
+    as_("a").is(200, "MISS");
+    as_("b").is(200, "MISS");
+    as_("a").is(200, "HIT-EXACT");
+}
+
+/// Whatever stands in the place of an answer, it costs one call and no more.
+#[test]
+fn what_can_not_be_read_is_asked_for_anew() {
+    let gateway = Gateway::start(0, 0, &[]);
+    let entry = gateway.chat(&[], &ask("q")).is(200, "MISS").header("x-larder-entry").to_owned();
+    let path = format!("/v1/cache/gateway/{entry}");
+    let put = exchange(&gateway.server.address.to_string(), "PUT", &path, &[], "no answer");
+    assert_eq!(put.status, 204, "{put:?}");
+    gateway.chat(&[], &ask("q")).is(200, "MISS");
+    gateway.chat(&[], &ask("q")).is(200, "HIT-EXACT");
 }
 
 /// Neither in the log nor on the disk.
@@ -182,6 +206,11 @@ fn controls_of_the_request_are_followed_and_not_passed_on() {
     let kept_for = gateway.chat(&[], &question).is(200, "HIT-EXACT");
     let ttl: u64 = kept_for.header("cache-status").rsplit('=').next().unwrap().parse().unwrap();
     assert!(ttl > 60, "the last one said nothing of a TTL: {kept_for:?}");
+    // A client makes answers fresher, never older.
+    gateway.chat(&[("Larder-TTL", "1e9")], &ask("long")).is(200, "MISS");
+    let kept_for = gateway.chat(&[], &ask("long")).is(200, "HIT-EXACT");
+    let ttl: u64 = kept_for.header("cache-status").rsplit('=').next().unwrap().parse().unwrap();
+    assert!(ttl <= 24 * 60 * 60, "{kept_for:?}");
 }
 
 /// Removed while it is under way: the answer is not put back, and nobody who comes later joins it.
@@ -248,6 +277,17 @@ fn every_endpoint_and_every_other_path() {
     let unknown = gateway.post("/v1/audio/speech", &[], &json!({})).is(404, "BYPASS");
     assert_eq!(unknown.json()["error"]["message"], "no such path");
     assert_eq!(exchange(&address, "GET", "/v1/stats", &[], "").status, 200, "larder's own");
+    // Out of the folder that the settings name.
+    let calls = gateway.upstream.calls();
+    for path in ["/v1/../admin", "/v1/x/%2E%2e/%2e./admin", "/v1/..%2fadmin", "/v1/..%5Cadmin"] {
+        let refused = gateway.post(path, &[], &json!({}));
+        assert_eq!(
+            (refused.status, &refused.json()["error"]["code"]),
+            (400, &json!("dot_segments")),
+            "{path}"
+        );
+    }
+    assert_eq!(gateway.upstream.calls(), calls);
 }
 
 /// With a key of ours, only who has a token of ours may spend it, and it is nowhere to be seen.

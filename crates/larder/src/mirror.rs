@@ -404,19 +404,16 @@ impl<V: Value + Serialize + DeserializeOwned> Collection<V> {
 /// A failed load may be of its record alone: the source is down when it doesn't list a key either. Ends when it is
 /// back and the mirror warm, or with the last clone of the collection.
 async fn watch<V: Value + Serialize + DeserializeOwned>(collection: Weak<Inner<V>>, watching: Watching) {
-    let mut again = AGAIN_MIN;
+    let (mut again, mut is_cold) = (AGAIN_MIN, false);
     loop {
         let Some(inner) = collection.upgrade() else { return };
         let clock = inner.cache.clock().clone();
         let probe = inner.source.keys(None, 1);
         let is_back = matches!(before(&clock, PROBE_MAX, probe).await, Some(Ok(_)));
-        let was_offline = inner.link.is_offline.swap(!is_back, SeqCst);
-        if is_back {
-            let warmed =
-                if was_offline { Collection(Arc::clone(&inner)).warm().await } else { Ok(Warmed::default()) };
-            if warmed.is_ok() {
-                return drop(watching);
-            }
+        // Until a warming has come to its end: one that fails is no reason to stay cold.
+        is_cold |= inner.link.is_offline.swap(!is_back, SeqCst);
+        if is_back && (!is_cold || Collection(Arc::clone(&inner)).warm().await.is_ok()) {
+            return drop(watching);
         }
         drop(inner);
         clock.sleep(again).await;

@@ -200,6 +200,40 @@ async fn what_was_stored_before_the_lease_came_is_found() {
     assert_eq!((world.source.begun(), second.stats().loads), (1, 0));
 }
 
+/// The tiers were read before the removal, and their tickets renewed after it: these would let the value back in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_was_removed_before_the_lease_came_is_not_declared_current() {
+    let hour = Duration::from_secs(3600);
+    let minute = EntryOptions::default().ttl(Duration::from_secs(60));
+    // A value that is only there for errors, and one that is served while it is refreshed.
+    for options in [minute.clone().stale_on_error(hour), minute.stale_while_revalidate(hour)] {
+        let world = World::new(|version| Ok(Loaded::new(version)));
+        world.source.permits.add_permits(1);
+        let first = world.nodes(1, &options).remove(0);
+        assert_eq!(world.answers(vec![world.load(&first)]).await[0].as_ref().unwrap(), &1);
+        world.until("it is stored", || first.stats().tiers[0].writes == 1).await;
+        world.clock.advance(Duration::from_secs(61));
+
+        let late =
+            Arc::new(Late { locks: world.locks.clone(), asked: AtomicUsize::new(0), go: Semaphore::new(0) });
+        let locks = Locks::new(late.clone()).clock(world.clock.clone().into());
+        let patient = LoadLockOptions::default().call_timeout(hour);
+        let second = world.builder().defaults(options).load_lock_with(locks, patient).build().unwrap();
+        let call = {
+            let second = second.clone();
+            tokio::spawn(async move {
+                second.get_or_load(&KEY, |_| async { Ok::<_, std::io::Error>(Loaded::not_modified()) }).await
+            })
+        };
+        world.until("the second asks for the lease", || late.asked.load(SeqCst) == 1).await;
+        first.remove(&KEY).await.unwrap();
+        late.go.add_permits(100);
+        drop(world.answers(vec![call]).await);
+        world.until("its flight is over", || second.stats().flights == 0).await;
+        assert_eq!(world.builder().build().unwrap().get(&KEY).await, None, "what was removed is back");
+    }
+}
+
 /// They would each wait for a load that leaves nothing, one after another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn nobody_stands_in_a_line_for_what_is_not_stored() {

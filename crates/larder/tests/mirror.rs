@@ -155,6 +155,23 @@ fn clock_ms(clock: &ManualClock) -> u64 {
     larder::clock::Clock::from(clock.clone()).mono_ms()
 }
 
+/// It lists its keys again, and gives its records a moment later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_warming_that_fails_is_made_again() {
+    let (fake, clock) = (Fake::with(3), ManualClock::new());
+    let rows = open(&fake, &clock);
+    rows.warm().await.unwrap();
+    fake.down(true, true);
+    clock.advance(31 * MINUTE);
+    assert!(rows.get("k0001").await.unwrap().unwrap().is_stale);
+    until(&clock, async || rows.is_offline()).await;
+    let asked = fake.0.fetches.load(SeqCst);
+    fake.down(false, true);
+    until(&clock, async || fake.0.fetches.load(SeqCst) > asked).await;
+    fake.down(false, false);
+    until(&clock, async || rows.stats().await.unwrap().stale == 0).await;
+}
+
 /// The record was read from the source before it was removed; the warming must not put it back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removal_wins_against_the_warming() {

@@ -658,6 +658,34 @@ async fn crossing_batches_do_not_deadlock() {
     .await;
 }
 
+/// No removal is decided by comparing clocks: the node that removes is ahead of one that still serves the entries,
+/// or behind one whose stamps it does not trust.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_by_pattern_takes_what_other_clocks_find_valid() {
+    let server = Server::start(&[]);
+    let now_ms = Clock::system().wall_ms();
+    let node = |wall_ms| {
+        let clock = larder::clock::ManualClock::new();
+        clock.set_wall_ms(wall_ms);
+        PostgresBackend::new(server.options(clock.into())).unwrap()
+    };
+    let (other, remover) = (node(now_ms), node(now_ms + 2000));
+    let ticket = other.ticket(&key("k1")).await.unwrap();
+    let mut short = put(EntryKind::Set, "k1", "old", ticket);
+    short.meta.gone_at_ms = now_ms + 1000;
+    assert_eq!(other.put(short).await.unwrap(), PutOutcome::Stored);
+    let ahead = node(now_ms + 3 * 24 * 60 * 60 * 1000);
+    let ticket = ahead.ticket(&key("k2")).await.unwrap();
+    let mut early = put(EntryKind::Set, "k2", "old", ticket);
+    early.meta.stamp = Stamp::new(now_ms + 3 * 24 * 60 * 60 * 1000, 0, 1);
+    assert_eq!(ahead.put(early).await.unwrap(), PutOutcome::Stored);
+    set(&other, "k3", "old").await;
+    assert_eq!((read(&other, "k1").await, read(&ahead, "k2").await), (text("old"), text("old")));
+    let removed = remover.remove_matching(&Namespace::default(), &Pattern::new("k*").unwrap()).await.unwrap();
+    assert_eq!(removed, 1, "what was valid here is counted");
+    assert_eq!((read(&other, "k1").await, read(&ahead, "k2").await), (Err(Miss::Absent), Err(Miss::Absent)));
+}
+
 /// Two nodes: one loads what the other changes and removes. Nobody reads a value from before a removal that
 /// was acknowledged before the read began.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -65,7 +65,7 @@ pub(crate) struct UpstreamSettings {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum TenantSource {
-    /// The header Authorization.
+    /// The header Authorization, api-key, x-api-key or x-goog-api-key; without any of them the cookies.
     #[default]
     Authorization,
     /// Everybody is one tenant.

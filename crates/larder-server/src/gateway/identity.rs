@@ -52,6 +52,8 @@ pub(crate) struct Origin<'a> {
     pub(crate) namespace: &'a Namespace,
     /// Headers that choose what the upstream does, such as an organisation or a beta feature.
     pub(crate) headers: &'a [(&'a str, &'a [u8])],
+    /// The query of the URL: a version of the API, or a credential.
+    pub(crate) query: &'a str,
     /// What the client adds to tell keys apart.
     pub(crate) seed: &'a str,
     /// What the client wants in the place of the body.
@@ -153,6 +155,7 @@ pub(crate) fn identify(
         part(origin.upstream.as_bytes());
         part(origin.tenant);
         part(origin.namespace.as_str().as_bytes());
+        part(origin.query.as_bytes());
         part(origin.seed.as_bytes());
         part(&(origin.headers.len() as u64).to_le_bytes());
         for (name, value) in origin.headers {
@@ -250,6 +253,7 @@ mod tests {
             tenant: b"t",
             namespace: &namespace,
             headers: &[],
+            query: "",
             seed: "",
             key: None,
         };
@@ -402,8 +406,15 @@ mod tests {
     #[test]
     fn who_asks_whom_changes_the_key() {
         let (namespace, other) = (Namespace::new("gateway").unwrap(), Namespace::new("other").unwrap());
-        let plain =
-            Origin { upstream: "a", tenant: b"t", namespace: &namespace, headers: &[], seed: "", key: None };
+        let plain = Origin {
+            upstream: "a",
+            tenant: b"t",
+            namespace: &namespace,
+            headers: &[],
+            query: "",
+            seed: "",
+            key: None,
+        };
         let of = |endpoint, origin: Origin<'_>| {
             let body = json!({"model": "m", "prompt": "x", "messages": [], "input": "x"});
             identify(endpoint, origin, Canonical::parse(body.to_string().as_bytes()).unwrap(), &[]).exact
@@ -415,6 +426,7 @@ mod tests {
             of(Endpoint::Completions, Origin { tenant: b"u", ..plain }),
             of(Endpoint::Completions, Origin { tenant: b"", upstream: "at", ..plain }),
             of(Endpoint::Completions, Origin { namespace: &other, ..plain }),
+            of(Endpoint::Completions, Origin { query: "s", ..plain }),
             of(Endpoint::Completions, Origin { seed: "s", ..plain }),
             of(Endpoint::Completions, Origin { headers: &[("openai-organization", b"o")], ..plain }),
             of(Endpoint::Completions, Origin { key: Some("k"), ..plain }),

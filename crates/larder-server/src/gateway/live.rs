@@ -90,10 +90,10 @@ impl<K: Clone> Live<K> {
         (Producer(Arc::clone(&live)), live)
     }
 
-    /// A new reader, if all of the reply is still there.
+    /// A new reader, if all of the reply is still there and it was not cut off.
     pub(crate) fn join(self: &Arc<Self>) -> Option<Reader<K>> {
         let mut state = self.state();
-        if state.let_go > 0 {
+        if state.let_go > 0 || matches!(state.end, Some(Err(CutOff))) {
             return None;
         }
         let id = state.readers_ever;
@@ -128,7 +128,10 @@ impl<K: Clone> Producer<K> {
                     state.pieces.push_back(piece);
                     break;
                 }
-                let Some(read) = state.readers.values().copied().min() else { return false };
+                let Some(read) = state.readers.values().copied().min() else {
+                    state.end = Some(Err(CutOff));
+                    return false;
+                };
                 if read > state.let_go {
                     while state.let_go < read {
                         let Some(piece) = state.pieces.pop_front() else { break };
@@ -157,9 +160,14 @@ impl<K: Clone> Producer<K> {
         self.0.state().let_go == 0
     }
 
-    /// Whether nobody waits any more.
-    pub(crate) fn is_abandoned(&self) -> bool {
-        self.0.state().readers.is_empty()
+    /// Cuts the reply off if nobody waits any more, so that nobody joins what is given up; whether it did.
+    pub(crate) fn cut_off_if_abandoned(&self) -> bool {
+        let mut state = self.0.state();
+        let is_abandoned = state.readers.is_empty();
+        if is_abandoned {
+            state.end = Some(Err(CutOff));
+        }
+        is_abandoned
     }
 
     pub(crate) fn end(self, end: Result<(), CutOff>) {
@@ -296,11 +304,29 @@ mod tests {
         let (producer, live) = Live::start(3);
         let reader = live.join().unwrap();
         producer.settle(head());
-        assert!(producer.push("abc".into()).await && !producer.is_abandoned());
+        assert!(producer.push("abc".into()).await && !producer.cut_off_if_abandoned());
         let pushing =
-            tokio::spawn(async move { (producer.push("def".into()).await, producer.is_abandoned()) });
+            tokio::spawn(async move { (producer.push("def".into()).await, producer.cut_off_if_abandoned()) });
         tokio::task::yield_now().await;
         drop(reader);
         assert_eq!(pushing.await.unwrap(), (false, true));
+    }
+
+    #[tokio::test]
+    async fn nobody_joins_what_was_cut_off_or_given_up() {
+        let (producer, live) = Live::start(100);
+        let slow = live.join().unwrap();
+        producer.settle(head());
+        producer.end(Err(CutOff));
+        assert!(live.join().is_none(), "who comes now would be cut off, too");
+        drop(slow);
+        let (producer, live) = Live::<()>::start(100);
+        drop(live.join());
+        assert!(producer.cut_off_if_abandoned());
+        assert!(live.join().is_none(), "it ends without an end");
+        let (producer, live) = Live::<()>::start(3);
+        drop(live.join());
+        assert!(!producer.push("abcd".into()).await);
+        assert!(live.join().is_none(), "it ends without an end");
     }
 }

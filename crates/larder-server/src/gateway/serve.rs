@@ -10,7 +10,7 @@ use super::identity::{CONTROLS, Digest32, Endpoint, Identity, Origin, identify};
 use super::live::{CutOff, Head, Live, Producer, Reader, Settled};
 use super::reply;
 use super::sse::Events;
-use super::upstream::{Upstream, passed_back};
+use super::upstream::{Upstream, passed_back, shared};
 use super::{replay, replay::Fresh};
 use crate::config::{Abandoned, GatewaySettings, OtherPaths, TenantSource};
 use crate::value::{Key, StoredValue};
@@ -150,9 +150,14 @@ impl Gateway {
             if let Some(hit) = hit {
                 let is_young = job.controls.age_max.is_none_or(|age_max| hit.age <= age_max);
                 if !hit.is_stale && is_young && self.fits(&job, &hit) {
-                    return self.serve_kept(&job, &hit);
+                    if let Some(response) = self.serve_kept(&job, &hit) {
+                        return response;
+                    }
+                    // No answer of ours: a new one takes its place.
+                    job.controls.read = false;
+                } else {
+                    job.fallback = Some(hit).filter(|hit| self.fits(&job, hit));
                 }
-                job.fallback = Some(hit).filter(|hit| self.fits(&job, hit));
             }
         }
         if job.controls.only_if_cached {
@@ -175,6 +180,10 @@ impl Gateway {
         if self.settings.other_paths == OtherPaths::Refuse {
             let message = "this path is not served by the gateway";
             return reply::error(StatusCode::NOT_FOUND, "invalid_request_error", "unknown_path", message);
+        }
+        if climbs(request.uri().path()) {
+            let message = "a path with \".\" or \"..\" in it is not passed on";
+            return reply::error(StatusCode::BAD_REQUEST, "invalid_request_error", "dot_segments", message);
         }
         let (parts, body) = request.into_parts();
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
@@ -221,6 +230,7 @@ impl Gateway {
             tenant: &tenant,
             namespace,
             headers: &headers,
+            query: call.path_and_query.split_once('?').map_or("", |(_, query)| query),
             seed: &seed,
             key: controls.key.as_deref(),
         };
@@ -239,9 +249,14 @@ impl Gateway {
             // Azure's clients have a header of their own.
             TenantSource::Authorization => {
                 let mut hash = Sha256::new();
-                for name in ["authorization", "api-key", "x-api-key"] {
-                    for value in headers.get_all(name) {
-                        hash.update(name);
+                let mut names = &["authorization", "api-key", "x-api-key", "x-goog-api-key"][..];
+                if !names.iter().any(|name| headers.contains_key(*name)) {
+                    // Beside another credential it mostly tells a balancer of loads something.
+                    names = &["cookie"];
+                }
+                for name in names {
+                    for value in headers.get_all(*name) {
+                        hash.update(name.as_bytes());
                         hash.update((value.len() as u64).to_le_bytes());
                         hash.update(value);
                     }
@@ -302,7 +317,7 @@ impl Gateway {
         let space = self.space(&job.controls);
         let mut options = self.settings.answers.clone().tags(job.tags.clone());
         if let Some(ttl) = job.controls.ttl {
-            options.ttl = ttl;
+            options.ttl = options.ttl.min(ttl);
         }
         let entry_key = self.entry_key(job.identity.exact);
         let hand = Arc::new(Mutex::new(Some(producer)));
@@ -409,7 +424,8 @@ impl Gateway {
             if !producer.is_all_held() {
                 *keeping = None;
             }
-            if producer.is_abandoned() && (keeping.is_none() || self.settings.abandoned == Abandoned::Stop) {
+            let may_stop = keeping.is_none() || self.settings.abandoned == Abandoned::Stop;
+            if may_stop && producer.cut_off_if_abandoned() {
                 return Err(CutOff);
             }
         }
@@ -418,7 +434,10 @@ impl Gateway {
     /// Serves what comes of a flight.
     async fn follow(self: &Arc<Self>, job: Job, mut reader: Reader<Kept>, is_joined: bool) -> Response<Body> {
         match reader.settled().await {
-            Settled::Kept(hit) if self.fits(&job, &hit) => self.serve_kept(&job, &hit),
+            Settled::Kept(hit) if self.fits(&job, &hit) => match self.serve_kept(&job, &hit) {
+                Some(response) => response,
+                None => self.forward(job.call, "unreadable").await,
+            },
             // It lacks what this one asks for, and others need not.
             Settled::Kept(_) => self.forward(job.call, "usage").await,
             Settled::Failed(failure) => self.failed(failure),
@@ -433,6 +452,7 @@ impl Gateway {
                     return self.convert(job, reader).await;
                 }
                 self.counters.misses.fetch_add(1, Relaxed);
+                let head = if is_joined { Head { headers: shared(head.headers), ..head } } else { head };
                 let mut response = self.relay(head, reader);
                 reply::Result::Miss { is_joined }.describe(response.headers_mut());
                 reply::name_entry(response.headers_mut(), &job.identity.exact.to_string());
@@ -488,13 +508,9 @@ impl Gateway {
         reply::failure(failure)
     }
 
-    /// A kept answer in the form that was asked for.
-    fn serve_kept(self: &Arc<Self>, job: &Job, hit: &Hit<StoredValue>) -> Response<Body> {
-        let Some(mut response) = self.say(job, &hit.value) else {
-            // It was kept by us and can't be read: the next one asks again.
-            let message = "the kept answer can't be read";
-            return reply::error(StatusCode::BAD_GATEWAY, "api_error", "unreadable_entry", message);
-        };
+    /// A kept answer in the form that was asked for, unless it can't be read.
+    fn serve_kept(self: &Arc<Self>, job: &Job, hit: &Hit<StoredValue>) -> Option<Response<Body>> {
+        let mut response = self.say(job, &hit.value)?;
         self.counters.hits_exact.fetch_add(1, Relaxed);
         let stale_for = hit.is_stale.then_some(hit.stale_for);
         reply::Result::HitExact { age: hit.age, ttl_left: hit.ttl_left, stale_for }
@@ -511,7 +527,7 @@ impl Gateway {
                 self.counters.cost_saved_micros.fetch_add((cost * 1e6) as u64, Relaxed);
             }
         }
-        response
+        Some(response)
     }
 
     fn cost(&self, job: &Job, usage: Usage) -> Option<f64> {
@@ -669,6 +685,12 @@ impl Keeping {
             }
         }
     }
+}
+
+/// Whether a path has segments by which an upstream may leave the folder that the settings name.
+fn climbs(path: &str) -> bool {
+    let path = path.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");
+    path.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."))
 }
 
 /// A body without what was meant for the cache; all else as it was written.

@@ -17,8 +17,10 @@ use std::time::Duration;
 const CONNECTS_MAX: u32 = 2;
 
 /// Headers that belong to one connection, and those that we set ourselves.
-const NOT_PASSED_ON: [HeaderName; 11] = [
+const NOT_PASSED_ON: [HeaderName; 13] = [
     header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
     header::HOST,
     header::CONTENT_LENGTH,
     header::TRANSFER_ENCODING,
@@ -176,6 +178,12 @@ pub(crate) fn passed_back(mut headers: HeaderMap) -> HeaderMap {
     headers
 }
 
+/// Those of them that reach who joined another one's request: a cookie is for the client that asked.
+pub(crate) fn shared(mut headers: HeaderMap) -> HeaderMap {
+    headers.remove(header::SET_COOKIE);
+    headers
+}
+
 /// Scheme and authority, and the path without its `/v1`.
 fn parse(url: &str) -> Result<(String, String), String> {
     let wrong = |why: &str| format!("{why}; an address like https://api.openai.com/v1 is allowed");
@@ -203,6 +211,41 @@ fn parse(url: &str) -> Result<(String, String), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_of_a_connection_is_passed_on() {
+        let settings = UpstreamSettings { url: "http://127.0.0.1:1".to_owned(), ..Default::default() };
+        let upstream = Upstream::new(&settings).unwrap();
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "x-of-this-hop"),
+            ("x-of-this-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("x-kept", "1"),
+        ] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        let asked = upstream.request(&Method::POST, "/v1/x", &headers, Body::empty()).unwrap();
+        let names: Vec<&str> = asked.headers().keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["x-kept", "accept-encoding"]);
+        let back = passed_back(headers);
+        assert_eq!(back.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-kept"]);
+    }
+
+    #[test]
+    fn a_cookie_is_for_the_client_that_asked() {
+        let mut headers = HeaderMap::new();
+        headers.append(header::SET_COOKIE, HeaderValue::from_static("session=a"));
+        headers.append(header::SET_COOKIE, HeaderValue::from_static("balancer=b"));
+        headers.append("x-kept", HeaderValue::from_static("1"));
+        let back = passed_back(headers);
+        assert_eq!(back.get_all(header::SET_COOKIE).iter().count(), 2);
+        assert_eq!(shared(back).keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-kept"]);
+    }
 
     #[test]
     fn an_address_is_what_openai_clients_call_a_base_url() {

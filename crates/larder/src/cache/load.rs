@@ -51,10 +51,10 @@ pub(super) struct Pending<K: Hash + Eq, V: Clone> {
     /// While a refresh waits for another node's: what of a tier is its answer.
     pub(super) newer_than: Option<Stamp>,
     /// The latest entry of a tier that is not the answer; of the same one in two tiers, the lower.
-    stale: Option<Answer<V>>,
+    pub(super) stale: Option<Answer<V>>,
     previous: Option<Previous<V>>,
     /// The tier in which what is being refreshed was found with these tickets; 0 when it was L1.
-    refreshes_tier: u8,
+    pub(super) refreshes_tier: u8,
 }
 
 impl<K: Hash + Eq, V: Clone> Pending<K, V> {
@@ -419,8 +419,11 @@ impl<K: Key, V: Value> Shared<K, V> {
                 || self.l1.is_current(space, &one.item.key, met.meta.stamp, self.now())
         };
         let met = one.item.met.as_deref().filter(is_current);
-        let (value, tags, from_tier) = match (met, &one.stale) {
-            (Some(met), stale) if stale.as_ref().is_none_or(|stale| stale.meta.stamp < met.meta.stamp) => {
+        // Without the ticket that came with it, a removal may have come in between.
+        let stale =
+            one.stale.as_ref().filter(|stale| one.tickets[usize::from(stale.from_tier) - 1].is_some());
+        let (value, tags, from_tier) = match (met, stale) {
+            (Some(met), stale) if stale.is_none_or(|stale| stale.meta.stamp < met.meta.stamp) => {
                 (&met.value, &met.meta.tags, one.refreshes_tier)
             }
             (_, Some(stale)) => (&stale.value, &stale.meta.tags, stale.from_tier),

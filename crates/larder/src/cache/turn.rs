@@ -4,6 +4,7 @@
 //! whatever happens to the lease, what is stored passes the tickets. When nothing can be learned from waiting
 //! (the lock or the shared tier fails, what is loaded is not stored), a node loads by itself.
 
+use super::flight::Answer;
 use super::load::{Mode, Pending};
 use super::{Key, Shared, Value};
 use crate::error::{Error, ErrorKind, Result};
@@ -177,7 +178,15 @@ impl<K: Key, V: Value> Shared<K, V> {
         options: &EntryOptions,
     ) -> Option<Pending<K, V>> {
         one.tickets.fill(None);
-        self.read_tiers(space, vec![one], options).await.pop()
+        // What was read with the old tickets may have been removed before the new ones were taken.
+        one.refreshes_tier = 0;
+        let before = one.stale.take();
+        let mut one = self.read_tiers(space, vec![one], options).await.pop()?;
+        // A tier that doesn't answer any more says nothing of what it had: it may stand in for an error.
+        let is_unanswered = |stale: &Answer<V>| one.tickets[usize::from(stale.from_tier) - 1].is_none();
+        let before = before.filter(is_unanswered);
+        one.stale = one.stale.or(before);
+        Some(one)
     }
 
     /// Lets the next node have its turn. `is_stored`: it finds the value in the shared tier.

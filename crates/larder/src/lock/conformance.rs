@@ -117,6 +117,7 @@ pub async fn check_all(subject: &dyn Subject) {
         a_dropped_lease_is_released,
         a_dropped_attempt_leaves_nothing,
         a_lease_is_renewed_until_it_is_dropped,
+        a_lease_that_was_shortened_is_renewed_in_time,
         a_loss_is_told,
         a_holder_that_stood_still_is_fenced,
         what_is_not_allowed_is_refused,
@@ -440,6 +441,20 @@ async fn a_lease_is_renewed_until_it_is_dropped(bench: &Bench<'_>) -> Verdict {
     }
     drop(lease);
     bench.until_free("x").await
+}
+
+async fn a_lease_that_was_shortened_is_renewed_in_time(bench: &Bench<'_>) -> Verdict {
+    let (ours, theirs) = (bench.locks("a")?, bench.locks("b")?);
+    let lease = ours.lock("x").await?;
+    same("extend", lease.extend(RENEWED).await?, true)?;
+    for _ in 0..15 {
+        bench.subject.pass(RENEWED / 12).await;
+        expect(
+            theirs.try_lock("x").await?.is_none() && lease.is_held(),
+            "it is held for longer than its TTL",
+        )?;
+    }
+    Ok(())
 }
 
 async fn a_loss_is_told(bench: &Bench<'_>) -> Verdict {

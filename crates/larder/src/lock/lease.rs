@@ -33,6 +33,8 @@ struct Held {
     until_ms: AtomicU64,
     is_lost: AtomicBool,
     lost: Notify,
+    /// The TTL is shorter now than the pause before the next renewal was made for.
+    shortened: Notify,
     /// When the latest request that was answered was sent: an answer that was overtaken says nothing.
     extended: Unscheduled<u64>,
 }
@@ -76,7 +78,9 @@ impl Lease {
     /// [`Locks::try_lock`](super::Locks::try_lock). Then it lasts as before, or as was asked for.
     pub async fn extend(&self, ttl: Duration) -> Result<bool> {
         check_ttl(ttl)?;
-        self.held.ttl_ms.store(millis(ttl), SeqCst);
+        if millis(ttl) < self.held.ttl_ms.swap(millis(ttl), SeqCst) {
+            self.held.shortened.notify_one();
+        }
         self.held.extend(&self.claimed, ttl).await
     }
 
@@ -138,7 +142,11 @@ impl Held {
         let mut pause = 3;
         loop {
             let ttl = Duration::from_millis(self.ttl_ms.load(SeqCst));
-            claimed.inner.clock.sleep(ttl / pause).await;
+            either(self.shortened.notified(), claimed.inner.clock.sleep(ttl / pause)).await;
+            if self.ttl_ms.load(SeqCst) < millis(ttl) {
+                pause = 3;
+                continue;
+            }
             pause = match self.extend(claimed, ttl).await {
                 Ok(true) => 3,
                 Ok(false) => return,
@@ -198,6 +206,7 @@ impl Claimed {
             until_ms: AtomicU64::new(sent_ms.saturating_add(ttl_ms)),
             is_lost: AtomicBool::new(false),
             lost: Notify::new(),
+            shortened: Notify::new(),
             extended: Unscheduled::new(sent_ms),
         });
         let renewal = options.renew.then(|| {

@@ -94,19 +94,25 @@ impl PostgresBackend {
         loop {
             let rows = self.some_after(namespace, &after, ROWS_MAX).await?;
             let is_last = rows.len() < ROWS_MAX;
-            let (mut hashes, mut keys) = (Vec::new(), Vec::new());
+            // What is expired or distrusted by this node's clock may be neither by another one's: it goes, uncounted.
+            let (mut valid, mut invalid) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
             for found in rows {
                 after = found.place;
-                if found.is_valid && pattern.matches(&found.key.text()) {
+                if pattern.matches(&found.key.text()) {
+                    let (hashes, keys) = if found.is_valid { &mut valid } else { &mut invalid };
                     hashes.push(after.hash);
                     keys.push(after.key.clone());
                 }
             }
-            if !hashes.is_empty() {
+            for ((hashes, keys), is_counted) in [(valid, true), (invalid, false)] {
+                if hashes.is_empty() {
+                    continue;
+                }
                 let name = namespace.as_str().to_owned();
                 let params: Vec<Param> =
                     vec![Box::new(name), Box::new(hashes), Box::new(keys), Box::new(floor)];
-                dropped += get::<i64>(first(&self.aside.query(Sql::Drop, params).await?)?, 0)? as u64;
+                let gone = get::<i64>(first(&self.aside.query(Sql::Drop, params).await?)?, 0)? as u64;
+                dropped += if is_counted { gone } else { 0 };
             }
             if is_last {
                 return Ok(dropped);
