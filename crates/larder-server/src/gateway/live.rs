@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// How a reply begins.
@@ -60,6 +61,7 @@ pub(crate) struct Live<K> {
     /// Changes with the state.
     changed: watch::Sender<()>,
     held_bytes_max: usize,
+    began: Instant,
 }
 
 /// The side that fills a reply. Dropping it ends the reply, so that nobody waits for ever.
@@ -85,9 +87,18 @@ impl<K: Clone> Live<K> {
             readers: HashMap::new(),
             readers_ever: 0,
         };
-        let live =
-            Arc::new(Live { state: Mutex::new(state), changed: watch::Sender::new(()), held_bytes_max });
+        let live = Arc::new(Live {
+            state: Mutex::new(state),
+            changed: watch::Sender::new(()),
+            held_bytes_max,
+            began: Instant::now(),
+        });
         (Producer(Arc::clone(&live)), live)
+    }
+
+    /// How long ago it began.
+    pub(crate) fn age(&self) -> Duration {
+        self.began.elapsed()
     }
 
     /// A new reader, if all of the reply is still there and it was not cut off.
@@ -236,7 +247,6 @@ impl<K> Drop for Reader<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn head() -> Settled<()> {
         Settled::Reply(Head { status: StatusCode::OK, headers: HeaderMap::new() })

@@ -30,6 +30,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// How old a reply may be that others join, where other nodes may have removed its answer: the bound on reading what
+/// they removed.
+const JOINED_WITHIN: Duration = Duration::from_secs(2);
 /// Pieces that wait in a connection for a slow client.
 const PIECES_AHEAD: usize = 16;
 /// What the media type of a kept answer says that came without usage.
@@ -44,6 +47,8 @@ pub(crate) struct Gateway {
     namespace: Namespace,
     upstream: Upstream,
     cache: Cache<Key, StoredValue>,
+    /// Whether other nodes remove entries, too.
+    shares_tiers: bool,
     /// Replies that others may join, by key.
     flights: Mutex<HashMap<Digest32, Weak<Live<Kept>>>>,
     counters: Counters,
@@ -100,6 +105,7 @@ impl Gateway {
             settings,
             namespace,
             upstream,
+            shares_tiers: cache.stats().bus.is_some(),
             cache,
             flights: Mutex::default(),
             counters: Counters::default(),
@@ -295,7 +301,9 @@ impl Gateway {
         } else {
             None
         };
-        if let Some(reader) = joined.and_then(|live| live.join()) {
+        // Removals by this server end the joining; those by other nodes are heard of this late.
+        let is_young = |live: &Arc<Live<Kept>>| !self.shares_tiers || live.age() < JOINED_WITHIN;
+        if let Some(reader) = joined.filter(is_young).and_then(|live| live.join()) {
             self.counters.joined.fetch_add(1, Relaxed);
             return self.follow(job, reader, true).await;
         }
