@@ -2,7 +2,7 @@
 //! starts. That crate serves one call at a time per connection, so it has one for each caller, and one for all.
 //! A load of larder's asks for its ticket here, which is a read: each key has an order of its own.
 
-use crate::remote::{self, Call, Keys, Larder, Scale, Server, VALUE, Way as _, check};
+use crate::remote::{self, Call, Keys, Larder, Scale, Server, VALUE, check};
 use crate::report::Report;
 use crate::stores::Result;
 use async_memcached::{AsciiProtocol, Client};

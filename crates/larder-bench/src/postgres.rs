@@ -1,7 +1,7 @@
 //! `postgres`: the PostgreSQL tier beside `tokio-postgres` with prepared statements on a plain table, pipelined on one
 //! connection, over a socket to a server that it starts and that never waits for the disk.
 
-use crate::remote::{self, Call, Keys, Larder, Scale, VALUE, Way as _, check};
+use crate::remote::{self, Call, Keys, Larder, Scale, VALUE, check};
 use crate::report::Report;
 use crate::stores::Result;
 use larder::backend::{PostgresBackend, PostgresOptions};

@@ -2,7 +2,7 @@
 //! `multi-tier-cache`, over a socket to a server that it starts. `hitbox` is left out: it needs `bincode`, which
 //! `deny.toml` forbids.
 
-use crate::remote::{self, Call, Keys, Larder, Scale, Server, VALUE, Way as _, check};
+use crate::remote::{self, Call, Keys, Larder, Scale, Server, VALUE, check};
 use crate::report::Report;
 use crate::stores::Result;
 use ::redis::aio::MultiplexedConnection;
