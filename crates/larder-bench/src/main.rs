@@ -14,6 +14,9 @@ mod memory;
 mod miss;
 mod oracles;
 mod peers;
+mod postgres;
+mod redis;
+mod remote;
 #[allow(dead_code, reason = "the modules of another program, of which this one needs the reader")]
 mod replay;
 mod report;
@@ -26,8 +29,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 const USAGE: &str = "\
-larder-bench l1|miss|hit-ratio|contention|memory|sqlite|disk|memcached|all [--json] [--quick] [--markdown FILE]
-             [--folder DIR]
+larder-bench l1|miss|hit-ratio|contention|memory|sqlite|disk|redis|memcached|postgres|all [--json] [--quick]
+             [--markdown FILE] [--folder DIR]
 larder-bench hit-ratio [--capacity N]... [--engine NAME]... [--seeds N] [--shards N] [--trace-seed N] TRACE...
 
 --json      prints one object a line
@@ -38,7 +41,8 @@ larder-bench hit-ratio [--capacity N]... [--engine NAME]... [--seeds N] [--shard
 TRACE: a file that `larder replay` reads, or zipf:SKEW, loop:KEYS, scan, phases, churn; all of these if none
 is given.";
 
-const CASES: [&str; 8] = ["l1", "miss", "hit-ratio", "contention", "memory", "sqlite", "disk", "memcached"];
+const CASES: [&str; 10] =
+    ["l1", "miss", "hit-ratio", "contention", "memory", "sqlite", "disk", "redis", "memcached", "postgres"];
 
 struct Settings {
     is_quick: bool,
@@ -127,7 +131,9 @@ fn run_case(case: &str, settings: &Settings, report: &mut Report) -> Result<(), 
         "memory" => memory::run(*is_quick, report)?,
         "sqlite" => sqlite::run(*is_quick, folder, report).map_err(|error| error.to_string())?,
         "disk" => disk::run(*is_quick, folder, report).map_err(|error| error.to_string())?,
+        "redis" => redis::run(*is_quick, report).map_err(|error| error.to_string())?,
         "memcached" => memcached::run(*is_quick, report).map_err(|error| error.to_string())?,
+        "postgres" => postgres::run(*is_quick, report).map_err(|error| error.to_string())?,
         other => return Err(format!("unknown case {other:?}\n{USAGE}")),
     }
     Ok(())
