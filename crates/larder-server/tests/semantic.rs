@@ -119,13 +119,15 @@ fn all_three_forms_are_replayed_with_the_built_in_embedder() {
     }
 }
 
-/// The control of the traps: one that is served is counted, and by its kind.
+/// The control of the traps: what is served is counted as one where the data says that it is one.
 #[test]
-fn a_trap_that_no_rule_sees_is_counted() {
-    let (_folder, pairs) = data("pairs.jsonl", PAIRS);
-    let report = json(&[&pairs, "--policy", "threshold", "--threshold", "0.1"]);
+fn a_trap_that_is_served_is_counted() {
+    let (_folder, pairs) =
+        data("pairs.jsonl", &PAIRS.replace("\"same_answer\":true", "\"same_answer\":false"));
+    let report = json(&[&pairs]);
     let report = &report["sections"][0]["report"];
-    assert_eq!((&report["traps_served"], &report["kinds"]["words"]), (&1.into(), &serde_json::json!([1, 1])));
+    assert_eq!((&report["traps"], &report["traps_served"]), (&7.into(), &2.into()));
+    assert_eq!(report["kinds"]["same"], serde_json::json!([2, 2]));
 }
 
 /// A search among all of the data, not only among what was asked before, would serve the first question too.
