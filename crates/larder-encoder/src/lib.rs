@@ -30,7 +30,7 @@ use std::path::Path;
 use bert::Bert;
 use config::{Pooling, Shape, TokenizerFile};
 pub use error::{Error, ErrorKind, Result};
-pub use install::{InstallOptions, Installed, install};
+pub use install::{InstallOptions, Installed, install, installed};
 use kernels::Isa;
 pub use kernels::Kernels;
 pub use linear::Weights;

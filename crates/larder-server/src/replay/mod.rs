@@ -10,7 +10,7 @@ mod latency;
 mod layout;
 mod oracle;
 pub(crate) mod plot;
-mod progress;
+pub(crate) mod progress;
 mod report;
 mod settings;
 mod stack;

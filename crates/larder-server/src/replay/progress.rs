@@ -1,5 +1,5 @@
-//! The progress bar on stderr: compressed bytes while reading, accesses while replaying. It is silent when
-//! stderr is not a terminal.
+//! The progress bar on stderr: compressed bytes while reading, accesses or whatever is counted after that. It is
+//! silent when stderr is not a terminal.
 
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use std::fmt::Write;
@@ -14,14 +14,14 @@ pub(super) const ACCESSES_PER_TICK_SLOW: usize = 1 << 8;
 
 const READ_SIZED: &str = "{prefix:>9} [{bar:32}] {bytes}/{total_bytes}, {bytes_per_sec}, {left} left";
 const READ_UNSIZED: &str = "{prefix:>9} {spinner} {bytes}, {bytes_per_sec}";
-const REPLAY: &str = "{prefix:>9} [{bar:32}] {human_pos}/{human_len} accesses, {rate}, {left} left, {msg}";
+const COUNTED: &str = "{prefix:>9} [{bar:32}] {human_pos}/{human_len} {unit}, {rate}, {left} left, {msg}";
 
 /// One bar, for one trace.
-pub(super) struct Progress(ProgressBar);
+pub(crate) struct Progress(ProgressBar);
 
 impl Progress {
-    pub(super) fn reading() -> Self {
-        let bar = ProgressBar::no_length().with_style(style(READ_UNSIZED)).with_prefix("reading");
+    pub(crate) fn reading() -> Self {
+        let bar = ProgressBar::no_length().with_style(style(READ_UNSIZED, "")).with_prefix("reading");
         Self(bar)
     }
 
@@ -33,7 +33,7 @@ impl Progress {
 
     /// Sets the length of the input as it lies on the disk.
     pub(super) fn input_bytes(&self, bytes: u64) {
-        self.0.set_style(style(READ_SIZED));
+        self.0.set_style(style(READ_SIZED, ""));
         self.0.set_length(bytes);
     }
 
@@ -45,15 +45,21 @@ impl Progress {
     /// Begins anew with `accesses` of all passes together. What is done for them differs in speed, so that
     /// the time left is only right when each kind has a bar of its own.
     pub(super) fn begin(&self, what: &'static str, accesses: u64) {
+        self.begin_counting(what, "accesses", accesses);
+    }
+
+    /// The same, of something else than accesses.
+    pub(crate) fn begin_counting(&self, what: &'static str, unit: &'static str, count: u64) {
         // Back to zero first, so that no drawing shows bytes as accesses.
         self.0.reset();
-        self.0.set_length(accesses);
-        self.0.set_style(style(REPLAY));
+        self.0.set_length(count);
+        self.0.set_style(style(COUNTED, unit));
         self.0.set_prefix(what);
+        self.0.set_message("");
     }
 
     /// Says which pass runs.
-    pub(super) fn pass(&self, pass: impl Into<String>) {
+    pub(crate) fn pass(&self, pass: impl Into<String>) {
         self.0.set_message(pass.into());
     }
 
@@ -62,9 +68,9 @@ impl Progress {
         self.0.suspend(print);
     }
 
-    /// Counts accesses.
-    pub(super) fn advance(&self, accesses: usize) {
-        self.0.inc(accesses as u64);
+    /// Counts accesses, or what else was begun.
+    pub(crate) fn advance(&self, count: usize) {
+        self.0.inc(count as u64);
     }
 }
 
@@ -74,11 +80,14 @@ impl Drop for Progress {
     }
 }
 
-fn style(template: &str) -> ProgressStyle {
+fn style(template: &str, unit: &'static str) -> ProgressStyle {
     ProgressStyle::with_template(template)
         .expect("the templates of this file are valid")
         .progress_chars("=> ")
         // From the mean since the pass began: indicatif's own estimate needs many seconds to settle.
+        .with_key("unit", move |_: &ProgressState, out: &mut dyn Write| {
+            let _ = out.write_str(unit);
+        })
         .with_key("rate", |state: &ProgressState, out: &mut dyn Write| {
             // A bar that can't be written is nobody's failure.
             let _ = write!(out, "{}/s", HumanCount(mean_rate(state) as u64));
@@ -100,8 +109,8 @@ mod tests {
 
     #[test]
     fn templates_are_valid() {
-        for template in [READ_SIZED, READ_UNSIZED, REPLAY] {
-            style(template);
+        for template in [READ_SIZED, READ_UNSIZED, COUNTED] {
+            style(template, "accesses");
         }
     }
 }

@@ -1,18 +1,24 @@
-//! `larder semantic eval`: what a policy would have served of labelled questions, and how often wrongly.
+//! `larder semantic`: what a policy would have served of labelled questions, and how often wrongly (`eval`); the models
+//! to embed them with ([`model`]).
 
 mod data;
+mod embedder;
+mod model;
 mod report;
 mod vectors;
 
 use crate::commands::Failure;
+use crate::replay::progress::Progress;
 use clap::{Args, ValueEnum};
 use data::Data;
+use embedder::{BUILT_IN, Live};
 use larder::semantic::decide::{
     CostAware, CostOptions, Policy, Pooled, PooledOptions, Threshold, ThresholdOptions, VCache, VCacheOptions,
 };
 use larder::semantic::evaluate::{
     Embedded, Labelled, Pair, StreamOptions, replay_lookups, replay_pairs, replay_stream,
 };
+pub(crate) use model::ModelArgs;
 use report::{Report, Section};
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -25,9 +31,12 @@ pub(crate) struct EvalArgs {
     /// CSV, JSON or JSON lines: text with category, label or intent; origin with similar; a with b and same_answer
     #[arg(required = true, value_name = "DATA")]
     data: Vec<PathBuf>,
-    /// JSON lines of {"text", "vector"} for every text of the data
-    #[arg(long, value_name = "FILE")]
-    vectors: PathBuf,
+    /// What embeds the texts: ngrams, which is built in and sees spelling alone, or the folder of a model
+    #[arg(long, value_name = "ngrams|DIR", default_value = BUILT_IN)]
+    embedder: PathBuf,
+    /// JSON lines of {"text", "vector"} for every text of the data, in place of an embedder
+    #[arg(long, value_name = "FILE", conflicts_with = "embedder")]
+    vectors: Option<PathBuf>,
     #[arg(long, value_enum, default_value = "pooled")]
     policy: PolicyName,
     /// Highest share of questions that may get a wrong answer, for pooled and vcache
@@ -118,17 +127,24 @@ impl EvalArgs {
 }
 
 /// Replays all data and prints what came out. Files with labelled texts are one stream.
-pub(crate) fn run(arguments: &EvalArgs) -> Result<io::Result<()>, Failure> {
+pub(crate) fn evaluate(arguments: &EvalArgs) -> Result<io::Result<()>, Failure> {
     arguments.check()?;
-    let vectors = VectorFile::read(&arguments.vectors)?;
+    // Read first: what is wrong with them is known before anything takes long.
+    let all = arguments.data.iter().map(|path| data::read(path)).collect::<Result<Vec<_>, _>>()?;
+    let embed: Box<dyn Embed> = match &arguments.vectors {
+        Some(path) => Box::new(VectorFile::read(path)?),
+        None => Box::new(Live::open(&arguments.embedder)?),
+    };
+    let progress = Progress::reading();
     let mut stream = Vec::new();
-    let mut report = Report { policy: arguments.policy(0).name(), sections: Vec::new() };
-    for path in &arguments.data {
+    let (policy, embedder) = (arguments.policy(0).name(), embed.model());
+    let mut report = Report { policy, embedder, sections: Vec::new() };
+    for (path, data) in arguments.data.iter().zip(all) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        match data::read(path)? {
+        match data {
             Data::Stream(rows) => {
                 let texts: Vec<&str> = rows.iter().map(|(text, _)| text.as_str()).collect();
-                let embedded = embedded(&vectors, &texts)?;
+                let embedded = embedded(&*embed, &texts, &progress)?;
                 stream.extend(rows.iter().map(|(text, label)| Labelled {
                     question: embedded[text.as_str()].clone(),
                     label: label.clone(),
@@ -141,29 +157,32 @@ pub(crate) fn run(arguments: &EvalArgs) -> Result<io::Result<()>, Failure> {
                     is_same: true,
                     kind: String::new(),
                 });
-                let pairs = pairs(&vectors, &rows.collect::<Vec<_>>())?;
+                let pairs = pairs(&*embed, &rows.collect::<Vec<_>>(), &progress)?;
                 report
                     .sections
                     .push(Section::Lookups(name, replay_lookups(&pairs, &mut *arguments.policy(0))));
             }
             Data::Pairs(rows) => {
-                let pairs = pairs(&vectors, &rows)?;
+                let pairs = pairs(&*embed, &rows, &progress)?;
                 report.sections.push(Section::Pairs(name, replay_pairs(&pairs, &mut *arguments.policy(0))));
             }
         }
     }
     if !stream.is_empty() {
+        progress.begin_counting("replaying", "questions", arguments.seeds * stream.len() as u64);
         let replayed = (0..arguments.seeds).map(|seed| {
+            progress.pass(format!("seed {seed}"));
             let options = StreamOptions {
                 seed: Some(seed),
                 judge_noise: arguments.judge_noise,
                 judged_share: arguments.judged,
                 ..StreamOptions::default()
             };
-            replay_stream(&stream, &mut *arguments.policy(seed), &options)
+            replay_stream(&stream, &mut *arguments.policy(seed), &options, || progress.advance(1))
         });
         report.sections.insert(0, Section::Stream(replayed.collect()));
     }
+    drop(progress);
     let mut out = io::BufWriter::new(io::stdout().lock());
     let written = if arguments.json {
         report.write_json(&mut out)
@@ -173,9 +192,9 @@ pub(crate) fn run(arguments: &EvalArgs) -> Result<io::Result<()>, Failure> {
     Ok(written.and_then(|()| out.flush()))
 }
 
-fn pairs(vectors: &impl Embed, rows: &[data::LabelledPair]) -> Result<Vec<Pair>, Failure> {
+fn pairs(embed: &dyn Embed, rows: &[data::LabelledPair], progress: &Progress) -> Result<Vec<Pair>, Failure> {
     let texts: Vec<&str> = rows.iter().flat_map(|row| [row.texts.0.as_str(), row.texts.1.as_str()]).collect();
-    let embedded = embedded(vectors, &texts)?;
+    let embedded = embedded(embed, &texts, progress)?;
     let pair = |row: &data::LabelledPair| Pair {
         stored: embedded[row.texts.0.as_str()].clone(),
         asked: embedded[row.texts.1.as_str()].clone(),
@@ -186,7 +205,16 @@ fn pairs(vectors: &impl Embed, rows: &[data::LabelledPair]) -> Result<Vec<Pair>,
     Ok(rows.iter().map(pair).collect())
 }
 
-fn embedded<'a>(vectors: &impl Embed, texts: &[&'a str]) -> Result<HashMap<&'a str, Embedded>, Failure> {
-    let found = vectors.embed(texts)?;
-    Ok(texts.iter().zip(found).map(|(text, vector)| (*text, Embedded::new(text, &vector))).collect())
+/// Each text once.
+fn embedded<'a>(
+    embed: &dyn Embed,
+    texts: &[&'a str],
+    progress: &Progress,
+) -> Result<HashMap<&'a str, Embedded>, Failure> {
+    let mut texts = texts.to_vec();
+    texts.sort_unstable();
+    texts.dedup();
+    progress.begin_counting("embedding", "texts", texts.len() as u64);
+    let found = embed.embed(&texts, &mut |more| progress.advance(more))?;
+    Ok(texts.into_iter().zip(found).map(|(text, vector)| (text, Embedded::new(text, &vector))).collect())
 }

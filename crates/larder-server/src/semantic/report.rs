@@ -1,12 +1,15 @@
 //! What an evaluation prints: tables, a plot of precision and recall, or JSON.
 
 use crate::replay::plot::{self, Series};
+use larder::semantic::Model;
 use larder::semantic::evaluate::{Curve, LookupReport, PairReport, StreamReport};
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::io::{self, Write};
 
 pub(super) struct Report {
     pub(super) policy: &'static str,
+    pub(super) embedder: Model,
     pub(super) sections: Vec<Section>,
 }
 
@@ -22,10 +25,9 @@ const THRESHOLDS: [f32; 11] = [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 
 
 impl Report {
     pub(super) fn write_table(&self, out: &mut impl Write, plot: bool) -> io::Result<()> {
-        for (at, section) in self.sections.iter().enumerate() {
-            if at > 0 {
-                writeln!(out)?;
-            }
+        writeln!(out, "embedded by {}", self.embedder)?;
+        for section in &self.sections {
+            writeln!(out)?;
             let curve = match section {
                 Section::Stream(seeds) => {
                     self.write_stream(out, seeds)?;
@@ -51,7 +53,9 @@ impl Report {
 
     pub(super) fn write_json(&self, out: &mut impl Write) -> io::Result<()> {
         let sections: Vec<Value> = self.sections.iter().map(Section::to_json).collect();
-        writeln!(out, "{}", json!({ "policy": self.policy, "sections": sections }))
+        let Model { name, version, dimensions } = &self.embedder;
+        let embedder = json!({ "name": name, "version": version, "dimensions": dimensions });
+        writeln!(out, "{}", json!({ "policy": self.policy, "embedder": embedder, "sections": sections }))
     }
 
     fn write_stream(&self, out: &mut impl Write, seeds: &[StreamReport]) -> io::Result<()> {
@@ -77,14 +81,10 @@ impl Report {
                 report.verdicts
             )?;
         }
-        let mean =
-            |value: &dyn Fn(&StreamReport) -> f64| seeds.iter().map(value).sum::<f64>() / seeds.len() as f64;
-        let worst = seeds.iter().map(StreamReport::error_rate).fold(0.0, f64::max);
-        let (hits, saved) = (mean(&StreamReport::hits), mean(&StreamReport::saved));
+        let Means { hits, saved, wrong, wrong_worst_seed } = Means::of(seeds);
         writeln!(
             out,
-            "   mean {hits:>7.4} {saved:>7.4} {:>7.4}           worst seed {worst:.4}",
-            mean(&StreamReport::error_rate)
+            "   mean {hits:>7.4} {saved:>7.4} {wrong:>7.4}           worst seed {wrong_worst_seed:.4}"
         )
     }
 
@@ -104,11 +104,35 @@ impl Report {
     }
 }
 
+/// Shares of all questions, over the seeds.
+#[derive(Serialize)]
+struct Means {
+    /// Served, with those that were asked all the same to audit them.
+    hits: f64,
+    /// Hits less audits.
+    saved: f64,
+    wrong: f64,
+    wrong_worst_seed: f64,
+}
+
+impl Means {
+    fn of(seeds: &[StreamReport]) -> Means {
+        let mean =
+            |value: &dyn Fn(&StreamReport) -> f64| seeds.iter().map(value).sum::<f64>() / seeds.len() as f64;
+        Means {
+            hits: mean(&StreamReport::hits),
+            saved: mean(&StreamReport::saved),
+            wrong: mean(&StreamReport::error_rate),
+            wrong_worst_seed: seeds.iter().map(StreamReport::error_rate).fold(0.0, f64::max),
+        }
+    }
+}
+
 impl Section {
     fn to_json(&self) -> Value {
         match self {
             Section::Stream(seeds) => {
-                json!({ "kind": "stream", "seeds": seeds, "thresholds": points(&seeds[0].curve) })
+                json!({ "kind": "stream", "mean": Means::of(seeds), "seeds": seeds, "thresholds": points(&seeds[0].curve) })
             }
             Section::Lookups(name, report) => {
                 json!({ "kind": "lookups", "data": name, "report": report, "thresholds": points(&report.curve) })

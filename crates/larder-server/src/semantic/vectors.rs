@@ -1,6 +1,8 @@
-//! Where embeddings come from. For now: a file of JSON lines, written beforehand by whatever embeds.
+//! Where embeddings come from; and one such place, a file of JSON lines, written beforehand by whatever embeds.
 
+use super::data::json_problem;
 use crate::commands::Failure;
+use larder::semantic::Model;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,13 +11,17 @@ use std::path::{Path, PathBuf};
 
 /// Turns texts into vectors of one length.
 pub(super) trait Embed {
-    /// The vectors of the texts, in their order.
-    fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, Failure>;
+    /// What the vectors are made by, for the report.
+    fn model(&self) -> Model;
+
+    /// The vectors of the texts, in their order. `embedded` is told of how many more there are, now and then.
+    fn embed(&self, texts: &[&str], embedded: &mut dyn FnMut(usize)) -> Result<Vec<Vec<f32>>, Failure>;
 }
 
 /// Vectors by the exact text they belong to.
 pub(super) struct VectorFile {
     path: PathBuf,
+    dimensions: usize,
     vectors: HashMap<String, Vec<f32>>,
 }
 
@@ -29,6 +35,8 @@ impl VectorFile {
     /// Reads lines of `{"text": "…", "vector": [0.1, …]}`.
     pub(super) fn read(path: &Path) -> Result<VectorFile, Failure> {
         let failed = |what: String| Failure::new(format!("{}: {what}", path.display()));
+        let failed_at =
+            |at: usize, what: String| Failure::new(format!("{}:{}: {what}", path.display(), at + 1));
         let file = File::open(path).map_err(|error| failed(error.to_string()))?;
         let mut vectors: HashMap<String, Vec<f32>> = HashMap::new();
         let mut dimensions = None;
@@ -38,23 +46,29 @@ impl VectorFile {
                 continue;
             }
             let Line { text, vector } = serde_json::from_str(&line)
-                .map_err(|error| failed(format!("line {} is no text with a vector: {error}", at + 1)))?;
+                .map_err(|error| failed_at(at, format!("no text with a vector: {}", json_problem(&error))))?;
             let expected = *dimensions.get_or_insert(vector.len());
             if vector.len() != expected || vector.is_empty() || vector.iter().any(|part| !part.is_finite()) {
                 let length = vector.len();
-                return Err(failed(format!(
-                    "line {}: a vector of {length} numbers, where {expected} finite ones are expected",
-                    at + 1
-                )));
+                return Err(failed_at(
+                    at,
+                    format!("a vector of {length} numbers, where {expected} finite ones are expected"),
+                ));
             }
             vectors.insert(text, vector);
         }
-        Ok(VectorFile { path: path.to_owned(), vectors })
+        Ok(VectorFile { path: path.to_owned(), dimensions: dimensions.unwrap_or(0), vectors })
     }
 }
 
 impl Embed for VectorFile {
-    fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, Failure> {
+    fn model(&self) -> Model {
+        let name = self.path.to_string_lossy().into_owned();
+        Model { name, version: "as written".into(), dimensions: self.dimensions }
+    }
+
+    fn embed(&self, texts: &[&str], embedded: &mut dyn FnMut(usize)) -> Result<Vec<Vec<f32>>, Failure> {
+        embedded(texts.len());
         let missing = || {
             format!(
                 "{} lacks the vector of a text: write one line for each text of the data",

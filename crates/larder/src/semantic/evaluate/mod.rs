@@ -1,5 +1,5 @@
-//! Replays labelled questions through a policy, to see what it would have served and how often wrongly. A search by
-//! scan, a judge that knows the truth or errs as often as it is told to, and the same seed gives the same report.
+//! Replays labelled questions through a policy, to see what it would have served and how often wrongly. The
+//! index that a cache has, a judge that knows the truth or errs as often as it is told to, and the same seed gives the same report.
 
 mod curve;
 mod pairs;

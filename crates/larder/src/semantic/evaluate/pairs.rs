@@ -1,7 +1,7 @@
 //! Pairs of questions: each by itself (may the one's answer serve the other?), or all first ones stored and all
 //! second ones looked up.
 
-use super::search::{Scan, dot};
+use super::search::{Search, dot};
 use super::{Curve, Embedded};
 use crate::semantic::decide::{Action, CANDIDATES_ADVISED, ClusterId, Policy, Question, Verdict};
 use serde::Serialize;
@@ -87,9 +87,9 @@ pub struct LookupReport {
 /// the policy learns from them.
 pub fn replay_lookups(pairs: &[Pair], policy: &mut dyn Policy) -> LookupReport {
     let mut report = LookupReport::default();
-    let mut scan = Scan::new(pairs.first().map_or(0, |pair| pair.stored.vector.len()));
-    for pair in pairs {
-        scan.add(&pair.stored.vector);
+    let mut search = Search::new(pairs.first().map(|pair| &pair.stored), pairs.len());
+    for (at, pair) in pairs.iter().enumerate() {
+        search.add(at, &pair.stored);
     }
     // The same question twice has one answer.
     let mut keys: Vec<(&str, usize)> =
@@ -105,8 +105,8 @@ pub fn replay_lookups(pairs: &[Pair], policy: &mut dyn Policy) -> LookupReport {
             *(if Some(found) == truth { &mut report.right } else { &mut report.wrong }) += 1;
             continue;
         }
-        let candidates: Vec<_> = scan
-            .nearest(&pair.asked.vector, CANDIDATES_ADVISED)
+        let candidates: Vec<_> = search
+            .nearest(&pair.asked, CANDIDATES_ADVISED)
             .into_iter()
             .filter_map(|(at, similarity)| {
                 Some(pairs[at].stored.candidate(&pair.asked, at, cluster(&pairs[at].stored.key)?, similarity))

@@ -1,39 +1,44 @@
-//! Exact search by scanning all vectors: an evaluation must not blame the policy for what an index missed.
+//! The index that a cache searches, over the questions of an evaluation: what it misses counts, as it would in service.
 
-/// Vectors of one length, with the position each was added at.
-pub(super) struct Scan {
-    dimensions: usize,
-    values: Vec<f32>,
+use super::Embedded;
+use crate::semantic::Model;
+use crate::semantic::index::{Partition, Scan, ScanOptions, VectorIndex};
+
+/// Stored questions by their place.
+pub(super) struct Search {
+    /// `None` where no index has vectors of that length, and so nothing is ever near.
+    index: Option<Scan>,
+}
+
+/// An evaluation has one scope.
+const PARTITION: Partition = Partition([0; 16]);
+
+impl Search {
+    /// An empty one for up to `entries_max` questions that are embedded like `like`.
+    pub(super) fn new(like: Option<&Embedded>, entries_max: usize) -> Search {
+        let dimensions = like.map_or(0, |question| question.vector.len());
+        let model = Model { name: "evaluated".into(), version: String::new(), dimensions };
+        let index = Scan::new(model, ScanOptions { entries_max });
+        Search { index: index.ok() }
+    }
+
+    pub(super) fn add(&mut self, place: usize, question: &Embedded) {
+        if let Some(index) = &self.index {
+            // Refused is only what has no direction, or another length: it is near to nothing.
+            let _ = index.insert(PARTITION, place as u64, &question.vector);
+        }
+    }
+
+    /// Places and similarities of the nearest, nearest first.
+    pub(super) fn nearest(&self, question: &Embedded, count: usize) -> Vec<(usize, f32)> {
+        let found = self.index.as_ref().map(|index| index.search(PARTITION, &question.vector, count, -1.0));
+        let found = found.and_then(Result::ok).unwrap_or_default();
+        found.into_iter().map(|near| (near.id as usize, near.similarity)).collect()
+    }
 }
 
 /// Lanes summed side by side, so that the loop runs in vector registers.
 const LANES: usize = 16;
-
-impl Scan {
-    pub(super) fn new(dimensions: usize) -> Scan {
-        Scan { dimensions, values: Vec::new() }
-    }
-
-    pub(super) fn add(&mut self, vector: &[f32]) {
-        assert_eq!(vector.len(), self.dimensions, "all vectors of an evaluation have one length");
-        self.values.extend_from_slice(vector);
-    }
-
-    /// Positions and similarities of the nearest, nearest first.
-    pub(super) fn nearest(&self, vector: &[f32], count: usize) -> Vec<(usize, f32)> {
-        let mut best: Vec<(usize, f32)> = Vec::with_capacity(count + 1);
-        for (at, row) in self.values.chunks_exact(self.dimensions.max(1)).enumerate() {
-            let similarity = dot(row, vector);
-            if best.len() == count && best.last().is_some_and(|last| similarity <= last.1) {
-                continue;
-            }
-            let place = best.partition_point(|found| found.1 >= similarity);
-            best.insert(place, (at, similarity));
-            best.truncate(count);
-        }
-        best
-    }
-}
 
 /// The product of two vectors of one length; of unit vectors, their cosine.
 pub(super) fn dot(one: &[f32], other: &[f32]) -> f32 {

@@ -1,7 +1,7 @@
 //! A stream of questions whose labels say which share an answer: each is looked up, decided, asked, judged and added
 //! as a cache would, from empty.
 
-use super::search::Scan;
+use super::search::Search;
 use super::{Curve, Embedded};
 use crate::semantic::decide::{
     Action, CANDIDATES_ADVISED, CONTENDERS_MAX, Candidate, ClusterId, Estimate, Placement, Policy, Question,
@@ -81,8 +81,14 @@ impl StreamReport {
     }
 }
 
-/// Replays the items.
-pub fn replay_stream(items: &[Labelled], policy: &mut dyn Policy, options: &StreamOptions) -> StreamReport {
+/// Replays the items, and calls `asked` for each. Searched is what the stream has stored by then, so that early
+/// questions find as little as they would in service.
+pub fn replay_stream(
+    items: &[Labelled],
+    policy: &mut dyn Policy,
+    options: &StreamOptions,
+    mut asked: impl FnMut(),
+) -> StreamReport {
     let mut rng = fastrand::Rng::with_seed(options.seed.unwrap_or(0));
     let mut order: Vec<usize> = (0..items.len()).collect();
     if options.seed.is_some() {
@@ -92,6 +98,7 @@ pub fn replay_stream(items: &[Labelled], policy: &mut dyn Policy, options: &Stre
     let (mut exact, mut served, mut wrong, mut audits, mut verdicts) = (0, 0, 0, 0, 0);
     let mut curve = Curve::default();
     for at in order {
+        asked();
         let item = &items[at];
         if let Some(cluster) = store.exact.get(item.question.key.as_str()) {
             exact += 1;
@@ -133,7 +140,7 @@ pub fn replay_stream(items: &[Labelled], policy: &mut dyn Policy, options: &Stre
 /// A cache's entries, as far as a policy sees them.
 struct Store<'a> {
     items: &'a [Labelled],
-    scan: Scan,
+    search: Search,
     stored: Vec<(usize, ClusterId)>,
     exact: HashMap<&'a str, ClusterId>,
     /// The true label of each cluster's answer.
@@ -142,10 +149,9 @@ struct Store<'a> {
 
 impl<'a> Store<'a> {
     fn new(items: &'a [Labelled]) -> Store<'a> {
-        let dimensions = items.first().map_or(0, |item| item.question.vector.len());
         Store {
             items,
-            scan: Scan::new(dimensions),
+            search: Search::new(items.first().map(|item| &item.question), items.len()),
             stored: Vec::new(),
             exact: HashMap::new(),
             answers: Vec::new(),
@@ -153,7 +159,7 @@ impl<'a> Store<'a> {
     }
 
     fn near(&self, question: &Embedded) -> Vec<Candidate> {
-        let found = self.scan.nearest(&question.vector, CANDIDATES_ADVISED).into_iter();
+        let found = self.search.nearest(question, CANDIDATES_ADVISED).into_iter();
         found
             .map(|(place, similarity)| {
                 let (at, cluster) = self.stored[place];
@@ -172,7 +178,7 @@ impl<'a> Store<'a> {
             }
             Placement::Known => return,
         };
-        self.scan.add(&item.question.vector);
+        self.search.add(self.stored.len(), &item.question);
         self.stored.push((at, cluster));
         self.exact.insert(&item.question.key, cluster);
     }
