@@ -28,7 +28,7 @@ pub(crate) struct Serve {
     /// File with bearer tokens, one per line
     #[arg(long, value_name = "FILE")]
     tokens_file: Option<String>,
-    /// Stand before this OpenAI-compatible API and keep its answers, such as https://api.openai.com/v1
+    /// Stand before this OpenAI-compatible API and keep its answers, such as `https://api.openai.com/v1`
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
     /// Refuse to start when the database can't be opened

@@ -45,7 +45,7 @@ pub(crate) struct GatewaySettings {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct UpstreamSettings {
-    /// What its clients call the base URL, such as https://api.openai.com/v1.
+    /// What its clients call the base URL, such as `https://api.openai.com/v1`.
     pub(crate) url: String,
     /// A file with the key that it is asked with, in the place of the client's. Default: the client's is passed on.
     pub(crate) key_file: Option<PathBuf>,
