@@ -150,7 +150,10 @@ pub(crate) async fn open(
     }
     if backends.iter().any(|(backend, _)| backend.log().is_some()) {
         let mut bus = settings.bus.clone();
-        bus.journal = bus.journal.or_else(|| folder.map(|folder| folder.join(JOURNAL_FILE)));
+        bus.is_alone |= settings.single_node;
+        if !bus.is_alone {
+            bus.journal = bus.journal.or_else(|| folder.map(|folder| folder.join(JOURNAL_FILE)));
+        }
         builder = builder.bus(bus);
     }
     for (backend, options) in &backends {

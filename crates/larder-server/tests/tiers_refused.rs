@@ -49,7 +49,10 @@ fn settings_that_are_none() {
     for (text, expected) in [
         ("tiers: 5", &["a.yaml:1:8: tiers: a list of tables is allowed"][..]),
         ("tiers:\n  - 5", &["a.yaml:2:5: tiers[0]: a table is allowed"]),
-        ("tiers:\n  - path: x", &["a.yaml:2:5: tiers[0]: backend is missing; one of files, jsonl, memory,"]),
+        (
+            "tiers:\n  - path: x",
+            &["a.yaml:2:5: tiers[0]: backend is missing; one of files, jsonl, memcached, memory,"],
+        ),
         (
             "tiers:\n  - backend: redys",
             &["a.yaml:2:14: tiers[0].backend: there is no backend \"redys\"; one of ", "redis, sqlite is"],

@@ -429,6 +429,7 @@ mod tests {
             let stands = |line: &str| {
                 line.starts_with(&format!("{name} ="))
                     || line == format!("[{name}]")
+                    || line.ends_with(&format!(".{name}]"))
                     || line == format!("[[{name}]]")
             };
             assert!(name == "schema" || all.lines().any(stands), "{name}");

@@ -66,6 +66,9 @@ impl Server {
     /// Starts a server that can't make a file longer than so many KiB: its disk is full soon.
     pub fn start_on_a_small_disk(folder: &Path, kib: u32) -> Server {
         let mut command = Command::new("sh");
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("LARDER_")) {
+            command.env_remove(name);
+        }
         // Ignored by the shell, the signal of the limit is ignored by what it becomes: writes just fail.
         let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", kib * 2);
         command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_larder"), "serve", "--listen", "127.0.0.1:0"]);

@@ -26,6 +26,8 @@ pub struct BusOptions {
     /// the 5 that are promised. Longer keeps a service going through longer outages, with values as old as this.
     #[serde(with = "crate::options::seconds")]
     pub serve_suspect_max: Duration,
+    /// Says that no other node uses the tier: it is not followed, and nothing is ever suspect. Default: no.
+    pub is_alone: bool,
     /// The file in which removals are kept that the shared tier could not be told, until it was; synced before they
     /// are acknowledged as [queued](crate::Removal#structfield.is_queued). One for each process: a second one that
     /// opens it is refused. Default: `None`, they are kept in memory, and lost with the process.
@@ -38,6 +40,7 @@ impl Default for BusOptions {
             poll_interval: Duration::from_millis(250),
             suspect_after: Duration::from_millis(1500),
             serve_suspect_max: Duration::from_millis(4500),
+            is_alone: false,
             journal: None,
         }
     }

@@ -449,6 +449,9 @@ fn check_breaker_names(names: &[String], is_shared: bool) -> Result<()> {
 fn follow_which(tiers: &[Tier], options: &BusOptions, clock: &Clock) -> Result<Option<Bus>> {
     let refused = |message: String| Err(Error::new(ErrorKind::Config, "build").message(message));
     options.check()?;
+    if options.is_alone {
+        return Ok(None);
+    }
     let Some(authority) = tiers.iter().rposition(|tier| tier.backend.log().is_some()) else {
         if options.journal.is_some() {
             return refused(

@@ -192,6 +192,18 @@ impl Server {
         let pid = self.child.as_ref().unwrap().id();
         // SAFETY: a signal to a child that was not waited for.
         assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0);
+        // Each thread stops at its own next moment.
+        let is_stopped = || {
+            let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+            tasks.flatten().all(|task| {
+                std::fs::read_to_string(task.path().join("stat")).is_ok_and(|stat| stat.contains(") T "))
+            })
+        };
+        let began = Instant::now();
+        while signal == libc::SIGSTOP && !is_stopped() {
+            assert!(began.elapsed() < Duration::from_secs(20), "it doesn't stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub(crate) fn kill(&mut self) {
