@@ -95,6 +95,12 @@ async fn an_outage_is_served_through_and_asked_about_by_one() {
     let rows = open(&fake, &clock);
     assert_eq!(rows.warm().await.unwrap().fresh, 500);
     assert_eq!(fake.0.fetches.load(SeqCst), 3, "200 records of one page in one question");
+    // What is written in the background must not be overtaken by half an hour.
+    let began = Instant::now();
+    while rows.stats().await.unwrap().total < 500 {
+        assert!(began.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     fake.down(true, true);
     clock.advance(31 * MINUTE);
     let found = rows.get("k0007").await.unwrap().unwrap();
